@@ -1,0 +1,1 @@
+"""Reads and changes one Linux node: no Kubernetes, no policy, no printing."""

@@ -1,0 +1,1 @@
+"""What the kernel's numbers mean on a Kubernetes node; no API calls."""
