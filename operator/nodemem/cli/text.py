@@ -1,4 +1,4 @@
-"""How values are shown to people: sizes, ages, hostile names, and the output formats."""
+"""How values are shown to people: hostile names made harmless, and the output formats."""
 
 import json
 import sys
@@ -6,41 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+from nodemem.node.units import binary_size, duration, growth, percent
 
-
-def binary_size(size_bytes: float | None) -> str:
-    """``17179869184`` as ``16.0 GiB``; None as ``unknown``."""
-    if size_bytes is None:
-        return "unknown"
-    sign = "-" if size_bytes < 0 else ""
-    value = abs(size_bytes)
-    unit = 0
-    # 1023.95 would print as 1024.0: move up before rounding does.
-    while value >= 1023.95 and unit < len(_UNITS) - 1:
-        value /= 1024
-        unit += 1
-    return f"{sign}{value:.0f} {_UNITS[0]}" if unit == 0 else f"{sign}{value:.1f} {_UNITS[unit]}"
-
-
-def duration(seconds: float | None) -> str:
-    """The one or two largest units: ``4 h``, ``3 d 5 h``, ``45 s``; None as ``unknown``."""
-    if seconds is None:
-        return "unknown"
-    seconds = max(0, int(seconds))
-    days, rest = divmod(seconds, 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, secs = divmod(rest, 60)
-    if days >= 10:
-        return f"{days} d"
-    if days:
-        return f"{days} d {hours} h" if hours else f"{days} d"
-    if hours >= 10:
-        return f"{hours} h"
-    if hours:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes} min" if minutes else f"{secs} s"
-
+__all__ = ["binary_size", "console", "dump", "duration", "growth", "percent", "printable", "safe"]
 
 def safe(text: str) -> str:
     """Text from the kernel or a container, made printable: control bytes, bidirectional marks and invalid UTF-8 are
