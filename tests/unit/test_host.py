@@ -80,6 +80,11 @@ def test_a_bare_directory_serves_its_files_and_links(tmp_path: Path) -> None:
         host.statvfs("/proc/7/root/run")
 
 
+def test_a_running_system_is_no_capture() -> None:
+    with pytest.raises(CaptureError, match="this is a running system"):
+        open_capture("/")
+
+
 def tar_of(path: Path, files: dict[str, bytes]) -> str:
     with tarfile.open(path, "w") as tar:
         for name, data in files.items():

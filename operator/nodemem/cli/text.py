@@ -4,11 +4,15 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
 
 from nodemem.node.units import binary_size, duration, growth, percent
 
-__all__ = ["binary_size", "console", "dump", "duration", "growth", "percent", "printable", "safe"]
+PIPE_WIDTH = 180
+
+__all__ = ["binary_size", "console", "dump", "duration", "growth", "percent", "printable", "safe", "show", "table"]
+
 
 def safe(text: str) -> str:
     """Text from the kernel or a container, made printable: control bytes, bidirectional marks and invalid UTF-8 are
@@ -26,8 +30,29 @@ def _escape(char: str) -> str:
 
 
 def console(*, width: int | None = None) -> Console:
-    """Standard output without markup: names from the kernel are never read as rich tags."""
-    return Console(markup=False, emoji=False, highlight=False, width=width, soft_wrap=not sys.stdout.isatty())
+    """Standard output, without markup: names from the kernel are never read as tags. A file or pipe gets long lines."""
+    if width is None and not sys.stdout.isatty():
+        width = PIPE_WIDTH
+    return Console(markup=False, emoji=False, highlight=False, width=width)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print one below the other; without the padding at line ends where the output is a file or a pipe."""
+    out = console()
+    if out.is_terminal:
+        out.print(Group(*parts))
+        return
+    with out.capture() as captured:
+        out.print(Group(*parts))
+    print("\n".join(line.rstrip() for line in captured.get().split("\n")), end="")
+
+
+def table(title: str, *columns: tuple[str, str]) -> Table:
+    """A borderless table. Columns are (name, "left" | "right" | "text"); only "text" wraps where lines are short."""
+    rows = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_edge=False)
+    for name, kind in columns:
+        rows.add_column(name, justify="right" if kind == "right" else "left", no_wrap=kind != "text", overflow="fold")
+    return rows
 
 
 def dump(value: Any, output: str) -> None:

@@ -277,21 +277,25 @@ class ReplayHost(Host):
 def open_capture(path: str) -> Host:
     """A capture written by ``nodemem capture`` (tar, plain or gzip), or a directory it was unpacked to.
 
-    A directory without an index serves the files and symlinks below it; usage and sizes are then unknown. Raises
-    CaptureError.
+    A directory without an index serves the files and symlinks in its proc/ and sys/; usage and sizes are then unknown.
+    Raises CaptureError.
     """
     source = Path(path)
     files: dict[str, bytes] = {}
     links: dict[str, Any] = {}
     if source.is_dir():
-        for parent, _, names in os.walk(source):
-            for name in names:
-                full = Path(parent, name)
-                inside = "/" + str(full.relative_to(source))
-                if full.is_symlink():
-                    links[inside] = {"value": os.readlink(full)}
-                elif full.is_file():
-                    files[inside] = full.read_bytes()
+        names = [CAPTURE_INDEX] if (source / CAPTURE_INDEX).is_file() else []
+        if not names and (source / "proc" / "self").exists():
+            raise CaptureError(f"{path}: this is a running system, not a capture; run nodemem there without --root")
+        for top in ("proc", "sys"):
+            for parent, _, children in os.walk(source / top):
+                names += [os.path.relpath(os.path.join(parent, child), source) for child in children]
+        for name in names:
+            full = source / name
+            if full.is_symlink():
+                links[f"/{name}"] = {"value": os.readlink(full)}
+            elif full.is_file():
+                files[f"/{name}"] = full.read_bytes()
     else:
         try:
             with tarfile.open(source) as tar:

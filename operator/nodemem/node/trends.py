@@ -95,13 +95,31 @@ class History:
         series = self._series.get(name)
         return series.bytes_per_hour() if series else None
 
+    def plain(self) -> dict[str, Any]:
+        """The history as JSON values, for ``from_plain``."""
+        series = {name: [series.times, series.values] for name, series in self._series.items()}
+        return {"bootID": self.boot_id, "series": series}
+
+    @classmethod
+    def from_plain(cls, stored: Any, boot_id: str | None) -> "History":
+        """The stored history if it is of this boot; an empty one if not, or if it isn't a history."""
+        history = cls(boot_id)
+        try:
+            if boot_id is None or stored["bootID"] != boot_id:
+                return history
+            for name, (times, values) in stored["series"].items():
+                if len(times) == len(values) <= MAX_SAMPLES and times == sorted(map(float, times)):
+                    history._series[str(name)] = Series([float(t) for t in times], [int(v) for v in values])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return cls(boot_id)
+        return history
+
     def save(self, path: Path) -> None:
         """Replace the file atomically. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: [series.times, series.values] for name, series in self._series.items()}
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as stream:
             try:
-                json.dump({"bootID": self.boot_id, "series": plain}, stream)
+                json.dump(self.plain(), stream)
                 stream.close()
                 os.replace(stream.name, path)
             except BaseException:
@@ -111,14 +129,7 @@ class History:
     @classmethod
     def load(cls, path: Path, boot_id: str | None) -> "History":
         """The stored history of this boot; an empty one when there is none, or what is there isn't a history."""
-        history = cls(boot_id)
         try:
-            stored: Any = json.loads(path.read_bytes())
-            if boot_id is None or stored["bootID"] != boot_id:
-                return history
-            for name, (times, values) in stored["series"].items():
-                if len(times) == len(values) <= MAX_SAMPLES and times == sorted(map(float, times)):
-                    history._series[str(name)] = Series([float(t) for t in times], [int(v) for v in values])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls.from_plain(json.loads(path.read_bytes()), boot_id)
+        except (OSError, ValueError, RecursionError):
             return cls(boot_id)
-        return history

@@ -1,0 +1,998 @@
+"""/proc/meminfo: what each field means, and the partition of MemTotal into parts that overlap nowhere.
+
+Where one counter of the kernel contains another, ``partition`` takes the inner one out; the reasons stand beside the
+code. What no counter explains stays as ``unaccounted_bytes``, so the parts always add up to MemTotal exactly.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nodemem.kernel import kernelmem
+from nodemem.kernel.host import Host, Unreadable
+
+IN_VMALLOC, IN_SLAB, IN_PAGES = "vmalloc", "slab", "pages"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One line of /proc/meminfo. ``part``: the part of the partition it is counted in, None if it is a limit, a
+    different view of memory counted elsewhere, or no memory at all. ``since``: first release, None for 3.10 or before.
+    """
+
+    name: str
+    meaning: str
+    high: str
+    look_next: str
+    part: str | None = None
+    since: str | None = None
+    unit: str = "bytes"
+
+
+_REPORT = "nodemem report"
+_KERNEL = "nodemem meminfo --all"
+
+
+def _define(*fields: Field) -> dict[str, Field]:
+    return {entry.name: entry for entry in fields}
+
+
+FIELDS: dict[str, Field] = _define(
+    Field(
+        "MemTotal",
+        "RAM the kernel hands out: what is installed less firmware, the kernel's image and its page descriptors.",
+        "It is fixed after boot, but for memory hot-plug and for balloon drivers that take it back for the host.",
+        "dmesg | grep Memory: shows what was reserved at boot.",
+    ),
+    Field(
+        "MemFree",
+        "RAM that holds nothing at all. Small on a healthy machine: idle memory is used as cache.",
+        "After boot, or after a large process or tmpfs file went away.",
+        "MemAvailable says how much can be had; MemFree alone says little.",
+        "free",
+    ),
+    Field(
+        "MemAvailable",
+        "The kernel's estimate of what new programs can get without swapping: free, plus cache that can be dropped.",
+        "Low is the bad direction: Shmem, AnonPages and SUnreclaim can't be dropped. tmpfs lowers it byte by byte.",
+        _REPORT,
+        since="3.14",
+    ),
+    Field(
+        "Buffers",
+        "Cache of raw block devices: file system metadata, and devices read directly (dd, backups).",
+        "Large directories on ext4, fsck, image backups. Dropped when memory is needed.",
+        "lsof /dev/sd* /dev/nvme* for readers of raw devices.",
+        "buffers",
+    ),
+    Field(
+        "Cached",
+        "Contents of files kept in RAM. Includes Shmem: the part that is tmpfs and shared memory can't be dropped.",
+        "Files read or written once. Only Cached minus Shmem is cache; ramfs, guest memory of confidential VMs and "
+        "memfd_secret hide in it too, see Unevictable.",
+        "nodemem report splits it; compare Shmem and Unevictable.",
+        "pageCache",
+    ),
+    Field(
+        "SwapCached",
+        "Pages that are in RAM and still have their copy in swap, so they can be dropped without writing.",
+        "Swapping in and out: memory is or was short. Most of it is counted in AnonPages as well.",
+        "vmstat 1 (columns si, so); nodemem report for who is swapped out.",
+        "other",
+    ),
+    Field(
+        "Active",
+        "Sum of Active(anon) and Active(file): used recently, reclaimed last.",
+        "Normal.",
+        "Active(anon) and Active(file).",
+    ),
+    Field(
+        "Inactive",
+        "Sum of Inactive(anon) and Inactive(file): not used lately, reclaimed first.",
+        "Normal.",
+        "Inactive(anon) and Inactive(file).",
+    ),
+    Field(
+        "Active(anon)",
+        "Recently used memory of processes and of shared memory and tmpfs, which need swap to be freed.",
+        "The working set of processes; tmpfs counts here although it is in no process.",
+        _REPORT,
+    ),
+    Field(
+        "Inactive(anon)",
+        "Memory of processes, shared memory and tmpfs not used lately: the first to be swapped, if there is swap.",
+        "tmpfs files nobody reads, leaks, idle programs.",
+        "nodemem tmpfs",
+    ),
+    Field(
+        "Active(file)",
+        "File cache that was used more than once lately.",
+        "Programs and data read often. Dropping it makes the machine slow.",
+        "nodemem report (page cache).",
+    ),
+    Field(
+        "Inactive(file)",
+        "File cache used once: the first memory the kernel takes back.",
+        "Copies, backups, log writing. Harmless.",
+        "nodemem report (page cache).",
+    ),
+    Field(
+        "Unevictable",
+        "Memory that can't be reclaimed or swapped: mlocked, ramfs, locked shared memory, secret memory.",
+        "mlockall in databases and real-time programs; files in a ramfs; confidential VM memory. What exceeds Mlocked "
+        "is ramfs, SHM_LOCK, memfd_secret or guest_memfd.",
+        "grep VmLck /proc/*/status; findmnt -t ramfs",
+    ),
+    Field(
+        "Mlocked",
+        "Memory that processes locked with mlock.",
+        "Databases, real-time programs, service meshes, QEMU with locked memory.",
+        "grep VmLck /proc/*/status",
+    ),
+    Field(
+        "HighTotal",
+        "32-bit only: RAM the kernel can't address directly.",
+        "Fixed.",
+        "A 64-bit kernel.",
+    ),
+    Field("HighFree", "32-bit only: the free part of high memory.", "Like MemFree.", "LowFree: it runs out first."),
+    Field("LowTotal", "32-bit only: RAM the kernel can use for itself.", "Fixed, at most about 896 MiB.", "LowFree"),
+    Field(
+        "LowFree",
+        "32-bit only: free memory usable by the kernel. If it runs out, the OOM killer comes with high memory free.",
+        "Low is the bad direction: slab and page tables live here.",
+        _KERNEL,
+    ),
+    Field("MmapCopy", "No-MMU kernels: memory allocated for private copies of mappings.", "Many programs.", "ps"),
+    Field(
+        "SwapTotal",
+        "Size of all swap areas.",
+        "Configuration. Kubernetes nodes often have none: then anonymous memory and tmpfs can never leave RAM.",
+        "swapon --show",
+    ),
+    Field(
+        "SwapFree",
+        "Swap that holds nothing.",
+        "Low is the bad direction: when it is used up, the next shortage is an OOM kill.",
+        "nodemem oom rank",
+    ),
+    Field(
+        "Zswap",
+        "RAM that holds compressed pages on their way to swap.",
+        "Memory pressure with zswap on. Costs RAM to save RAM.",
+        "grep -r . /sys/module/zswap/parameters; compare Zswapped for the ratio.",
+        "other",
+        "5.19",
+    ),
+    Field(
+        "Zswapped",
+        "What the pages in Zswap would take uncompressed. Not RAM: compare it with Zswap for the ratio.",
+        "Memory pressure with zswap on.",
+        "Zswap",
+        since="5.19",
+    ),
+    Field(
+        "Dirty",
+        "File contents changed in RAM and not yet on disk. Part of Cached.",
+        "Heavy writing, a slow disk or NFS server. High for long: the disk can't keep up.",
+        "iostat -x 1; /proc/sys/vm/dirty_ratio",
+    ),
+    Field(
+        "Writeback",
+        "File contents being written to disk now. Part of Cached.",
+        "High for long: a slow or hanging disk, NFS or FUSE server.",
+        "iostat -x 1; dmesg | grep 'blocked for more'",
+    ),
+    Field(
+        "AnonPages",
+        "Private memory of processes: heap, stacks, anonymous mappings. In their RSS.",
+        "Programs use it: a leak if it grows for days.",
+        "nodemem report (top processes); nodemem oom rank",
+        "anonymous",
+    ),
+    Field(
+        "Mapped",
+        "File cache and shared memory that some process maps. Part of Cached and Shmem, not in addition.",
+        "Programs, libraries, memory-mapped databases, shared memory in use.",
+        "nodemem report (Shmem by source).",
+    ),
+    Field(
+        "Shmem",
+        "tmpfs files and shared memory. Can't be dropped; without swap it stays until the file is deleted.",
+        "Logs or data in a tmpfs such as /run, /tmp, /dev/shm or a Memory emptyDir; SysV segments; memfds; deleted "
+        "files that are still open. Often in no process: top doesn't show it.",
+        "nodemem report, then nodemem tmpfs ls PATH",
+        "shmem",
+    ),
+    Field(
+        "KReclaimable",
+        "Kernel memory that can be freed under pressure: SReclaimable, and page pools of some drivers.",
+        "See SReclaimable.",
+        _KERNEL,
+        "other",
+        "4.20",
+    ),
+    Field(
+        "Slab",
+        "Kernel objects: SReclaimable plus SUnreclaim. In no process.",
+        "See the two.",
+        _KERNEL,
+    ),
+    Field(
+        "SReclaimable",
+        "Kernel objects that can be dropped, mostly cached file names (dentry) and inodes.",
+        "Programs that look at very many files: find, backups, log shippers, or look-ups of names that don't exist.",
+        "nodemem meminfo --all (slab caches); slabtop -s c",
+        "slabReclaimable",
+    ),
+    Field(
+        "SUnreclaim",
+        "Kernel objects in use: sockets, tasks, file handles, cgroups, kmalloc. Can't be dropped.",
+        "Very many connections, threads or open files; dead memory cgroups; a driver's leak if one cache only grows.",
+        "nodemem meminfo --all (slab caches, dying cgroups); slabtop -s c",
+        "slabUnreclaimable",
+    ),
+    Field(
+        "KernelStack",
+        "A stack of 16 KiB (on x86-64 and arm64) in the kernel for each thread.",
+        "Very many threads: 16 GiB are a million threads.",
+        "ps -eLf | wc -l; nodemem report (top processes)",
+        "kernelStack",
+    ),
+    Field(
+        "ShadowCallStack",
+        "Second kernel stacks of hardened arm64 kernels that hold return addresses.",
+        "Very many threads, like KernelStack. Part of VmallocUsed.",
+        "KernelStack",
+        since="5.8",
+    ),
+    Field(
+        "PageTables",
+        "Tables that map the memory of processes. In no RSS, but charged to the process by the OOM killer.",
+        "Many processes that map the same large shared memory (databases without huge pages); huge sparse mappings.",
+        "grep VmPTE /proc/*/status | sort -nk2 | tail; nodemem oom rank",
+        "pageTables",
+    ),
+    Field(
+        "SecPageTables",
+        "Page tables for virtual machines (KVM) and, on newer kernels, for devices (IOMMU).",
+        "Large virtual machines with small pages.",
+        "ls /sys/kernel/debug/kvm; huge pages for the guests",
+        "pageTables",
+        "6.1",
+    ),
+    Field(
+        "Quicklists",
+        "Free pages kept aside for page tables on a few old architectures. Gone in 5.4.",
+        "Many processes that came and went.",
+        "PageTables",
+        "other",
+    ),
+    Field(
+        "NFS_Unstable",
+        "Written to an NFS server that has not yet confirmed. Part of Cached; always 0 since 5.8.",
+        "A slow NFS server.",
+        "nfsstat; mount -t nfs,nfs4",
+    ),
+    Field(
+        "Bounce",
+        "Copies for devices that can't reach high memory. Always 0 on 64-bit and on recent kernels.",
+        "Old devices on 32-bit machines.",
+        "lspci",
+        "other",
+    ),
+    Field(
+        "WritebackTmp",
+        "Copies that FUSE makes of pages being written. Always 0 on recent kernels.",
+        "A FUSE file system with a slow server, written to by mmap.",
+        "mount -t fuse; ls /sys/fs/fuse/connections",
+        "other",
+    ),
+    Field(
+        "CommitLimit",
+        "Limit of promised memory. Only enforced with vm.overcommit_memory=2.",
+        "Configuration: overcommit_ratio of RAM, plus swap.",
+        "sysctl vm.overcommit_memory vm.overcommit_ratio",
+    ),
+    Field(
+        "Committed_AS",
+        "Memory that processes were promised, touched or not. Not memory in use.",
+        "Programs that reserve much and use little (Java, Go, sanitizers). Far above MemTotal: if all use theirs, OOM.",
+        "grep VmData /proc/*/status | sort -nk2 | tail",
+    ),
+    Field(
+        "VmallocTotal",
+        "Size of the address range for vmalloc. Not memory.",
+        "Fixed, and huge on 64-bit.",
+        "Nothing to look at.",
+    ),
+    Field(
+        "VmallocUsed",
+        "Kernel memory allocated in pieces: kernel stacks, modules, BPF, large tables. Includes most KernelStack.",
+        "Many threads; large BPF maps, conntrack or firewall tables; drivers. Before 5.3 it is not memory: 0, or "
+        "address space in use.",
+        "nodemem meminfo --all (vmalloc callers)",
+        "vmalloc",
+    ),
+    Field(
+        "VmallocChunk",
+        "Largest free piece of the vmalloc range. Not memory; always 0 since 4.4.",
+        "Nothing to worry about on 64-bit.",
+        "Nothing to look at.",
+    ),
+    Field(
+        "Percpu",
+        "Kernel variables that exist once per CPU, all CPUs together.",
+        "Many CPUs with many cgroups, network devices or BPF maps: every memory cgroup has some, dead ones too.",
+        "nodemem meminfo --all (dying cgroups)",
+        "perCpu",
+        "4.20",
+    ),
+    Field(
+        "EarlyMemtestBad",
+        "RAM that the boot-time memory test (memtest=) found bad and took out of use. Not in MemTotal.",
+        "Broken memory modules.",
+        "dmesg | grep -i memtest; replace the module",
+        since="6.4",
+    ),
+    Field(
+        "HardwareCorrupted",
+        "RAM taken out of use because the hardware reported uncorrectable errors.",
+        "Broken memory modules: 4 kB per bad page.",
+        "dmesg | grep -i 'memory failure'; rasdaemon; replace the module",
+        "other",
+    ),
+    Field(
+        "AnonHugePages",
+        "The part of AnonPages in transparent huge pages.",
+        "Transparent huge pages on; may make programs use more than they touched.",
+        "cat /sys/kernel/mm/transparent_hugepage/enabled",
+    ),
+    Field(
+        "ShmemHugePages",
+        "The part of Shmem in huge pages.",
+        "tmpfs mounted with huge=, or shmem_enabled.",
+        "cat /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        since="4.8",
+    ),
+    Field(
+        "ShmemPmdMapped",
+        "The part of ShmemHugePages that processes map with huge entries.",
+        "Shared memory in huge pages, in use.",
+        "ShmemHugePages",
+        since="4.8",
+    ),
+    Field(
+        "FileHugePages",
+        "The part of the page cache in huge pages.",
+        "Large folios of XFS and others, or khugepaged for program text.",
+        "cat /sys/kernel/mm/transparent_hugepage/enabled",
+        since="5.4",
+    ),
+    Field(
+        "FilePmdMapped",
+        "The part of FileHugePages that processes map with huge entries.",
+        "Program text in huge pages.",
+        "FileHugePages",
+        since="5.4",
+    ),
+    Field(
+        "CmaTotal",
+        "RAM set aside so that drivers can get large contiguous pieces. Others may use it meanwhile.",
+        "Boot parameter cma= or hugetlb_cma=, device tree.",
+        "dmesg | grep -i cma",
+        since="3.19",
+    ),
+    Field(
+        "CmaFree",
+        "The free part of CmaTotal. Included in MemFree, but the kernel can't use it for itself.",
+        "If most of MemFree is CmaFree, kernel allocations may fail although memory looks free.",
+        "cat /proc/pagetypeinfo",
+        since="3.19",
+    ),
+    Field(
+        "Unaccepted",
+        "Confidential VM: memory the guest has not yet taken from its host. Included in MemFree.",
+        "Right after boot of a TDX or SEV-SNP guest.",
+        "dmesg | grep -i accept",
+        since="6.5",
+    ),
+    Field(
+        "Balloon",
+        "Memory a virtual machine gave back to its host. Still in MemTotal with VMware and with deflate-on-OOM.",
+        "The host is short of memory, or overcommits it.",
+        "Ask the hypervisor; grep balloon /proc/vmstat",
+        "other",
+        "6.16",
+    ),
+    Field(
+        "GPUActive",
+        "System RAM that graphics drivers hold for GPU objects. In no process and no cgroup.",
+        "GPU workloads; integrated GPUs use RAM as video memory.",
+        "cat /proc/*/fdinfo/* | grep drm-; nvidia-smi, rocm-smi, intel_gpu_top",
+        "other",
+        "7.1",
+    ),
+    Field(
+        "GPUReclaim",
+        "Freed GPU memory that drivers keep for reuse; given back under pressure.",
+        "GPU programs that came and went. Some 7.x kernels count too much here, even more than MemTotal.",
+        "/sys/kernel/debug/ttm/page_pool",
+        "other",
+        "7.1",
+    ),
+    Field(
+        "HugePages_Total",
+        "Number of reserved huge pages of the default size. Taken from everyone else, used or not.",
+        "vm.nr_hugepages, boot parameter hugepages=, databases, DPDK, virtual machines.",
+        "grep . /sys/kernel/mm/hugepages/*/nr_hugepages",
+        "hugePages",
+        unit="pages",
+    ),
+    Field(
+        "HugePages_Free",
+        "Reserved huge pages that hold nothing. Memory that is lost if nobody wants them.",
+        "A pool set larger than its users need.",
+        "sysctl vm.nr_hugepages",
+        unit="pages",
+    ),
+    Field(
+        "HugePages_Rsvd",
+        "Free huge pages already promised to a mapping that has not touched them.",
+        "Programs that mapped huge pages and did not use them yet.",
+        "grep HugetlbPages /proc/*/status",
+        unit="pages",
+    ),
+    Field(
+        "HugePages_Surp",
+        "Huge pages beyond the configured pool, allocated on demand.",
+        "vm.nr_overcommit_hugepages allows them.",
+        "sysctl vm.nr_overcommit_hugepages",
+        unit="pages",
+    ),
+    Field("Hugepagesize", "Size of a default huge page. Not memory in use.", "Fixed.", "Hugetlb"),
+    Field(
+        "Hugetlb",
+        "All reserved huge pages of all sizes, in bytes. In no process's RSS.",
+        "See HugePages_Total.",
+        "grep . /sys/kernel/mm/hugepages/*/nr_hugepages; grep HugetlbPages /proc/*/status",
+        "hugePages",
+        "4.16",
+    ),
+    Field(
+        "DirectMap4k",
+        "How much RAM the kernel maps for itself in 4 KiB pieces. A view of all RAM, not memory in use.",
+        "Modules, BPF and debugging split larger pieces; costs a little speed.",
+        "Nothing to look at.",
+    ),
+    Field(
+        "DirectMap64k", "RAM the kernel maps in 64 KiB pieces (powerpc). Not memory in use.", "Normal.", "DirectMap4k"
+    ),
+    Field("DirectMap1M", "RAM the kernel maps in 1 MiB pieces (s390). Not memory in use.", "Normal.", "DirectMap4k"),
+    Field("DirectMap2M", "RAM the kernel maps in 2 MiB pieces. Not memory in use.", "Normal.", "DirectMap4k"),
+    Field(
+        "DirectMap4M", "RAM the kernel maps in 4 MiB pieces (32-bit x86). Not memory in use.", "Normal.", "DirectMap4k"
+    ),
+    Field("DirectMap1G", "RAM the kernel maps in 1 GiB pieces. Not memory in use.", "Normal.", "DirectMap4k"),
+    Field("DirectMap2G", "RAM the kernel maps in 2 GiB pieces (s390). Not memory in use.", "Normal.", "DirectMap4k"),
+    Field(
+        "PDT_max_entries",
+        "PA-RISC: how many bad pages the firmware's table can hold.",
+        "Fixed.",
+        "PDT_cur_entries",
+        unit="entries",
+    ),
+    Field(
+        "PDT_cur_entries",
+        "PA-RISC: bad pages in the firmware's table.",
+        "Broken memory modules.",
+        "dmesg | grep PDT",
+        unit="entries",
+    ),
+    Field(
+        "TDX", "Memory given to the TDX module for confidential guests.", "Running TDX guests.", "dmesg | grep -i tdx"
+    ),
+    Field(
+        "ReliableTotal",
+        "openEuler: RAM that the hardware mirrors. A view of memory counted elsewhere.",
+        "Configuration.",
+        "dmesg | grep -i mirror",
+    ),
+    Field("ReliableUsed", "openEuler: the used part of mirrored RAM.", "Kernel and chosen programs.", "ReliableTotal"),
+    Field("ReliableTaskUsed", "openEuler: mirrored RAM used by programs.", "Chosen programs.", "ReliableTotal"),
+    Field("ReliableBuddyMem", "openEuler: the free part of mirrored RAM.", "Like MemFree.", "ReliableTotal"),
+    Field("ReliableShmem", "openEuler: Shmem in mirrored RAM.", "See Shmem.", "nodemem tmpfs"),
+    Field("FileCache", "openEuler: Active(file) plus Inactive(file).", "See Cached.", _REPORT),
+    Field("ReliableFileCache", "openEuler: file cache in mirrored RAM.", "See Cached.", "ReliableTotal"),
+)
+
+
+def describe(name: str) -> Field | None:
+    """The meaning of a field, also of a direct-map size that is not listed. None: a field of a vendor's kernel."""
+    if (known := FIELDS.get(name)) is None and (match := re.fullmatch(r"DirectMap(\d+)([kMGT])", name)):
+        size = f"{match[1]} {match[2].upper()}iB"
+        return Field(name, f"RAM the kernel maps in {size} pieces. Not memory in use.", "Normal.", "DirectMap4k")
+    return known
+
+
+def parse(data: bytes) -> dict[str, int]:
+    """Fields in the kernel's order: bytes where the line ends in kB, else the bare count (HugePages_*).
+
+    Lines of another form are left out; never raises.
+    """
+    fields: dict[str, int] = {}
+    for line in data.splitlines():
+        name, _, rest = line.partition(b":")
+        words = rest.split()
+        # At most 20 digits: the kernel prints an unsigned long, and longer ones would cost time to convert.
+        if words and len(words[0]) <= 20 and words[0].isdigit() and (name := name.strip()):
+            fields[os.fsdecode(name)] = int(words[0]) * (1024 if words[1:2] == [b"kB"] else 1)
+    return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What decides where a byte is counted and doesn't change while a kernel runs: learn it once.
+
+    ``stacks_in``: kernel stacks are inside VmallocUsed (CONFIG_VMAP_STACK), inside slab (pages of 64 KiB, stacks
+    smaller than a page), or only in KernelStack. ``stacks_guessed``: /proc/vmallocinfo could not tell.
+    ``balloon_in_total``: the balloon driver leaves MemTotal as it is. ``zswap_in_zsmalloc``: nr_zspages includes Zswap.
+    """
+
+    stacks_in: str = IN_VMALLOC
+    stacks_guessed: bool = True
+    balloon_in_total: bool = False
+    zswap_in_zsmalloc: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What other files add to /proc/meminfo. None: not readable, or not kept by this kernel.
+
+    ``vmalloc_bytes``: pages held by vmalloc, stacks included, from /proc/vmallocinfo; only needed where VmallocUsed is
+    no memory. ``huge_page_pools``: page size -> number of pages. ``low_watermark_bytes``: sum over zones.
+    ``cma_used_bytes``: CMA pages that drivers hold, without those that are huge pages.
+    """
+
+    vmalloc_bytes: int | None = None
+    huge_page_pools: Mapping[int, int] = field(default_factory=dict)
+    per_cpu_free_bytes: int | None = None
+    low_watermark_bytes: int | None = None
+    zsmalloc_bytes: int | None = None
+    balloon_bytes: int | None = None
+    page_descriptor_bytes: int | None = None
+    cma_used_bytes: int | None = None
+    zfs_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """MemTotal, cut into parts: ``parts()`` sums to ``total_bytes`` exactly.
+
+    A part that this kernel doesn't report is None and lies in ``unaccounted_bytes``, which is negative when counters
+    claim more than there is (the first chunk of Percpu, at boot, is outside MemTotal: a few hundred KiB per CPU).
+    """
+
+    total_bytes: int
+    available_bytes: int | None
+    available_estimated: bool
+    free_bytes: int
+    anonymous_bytes: int
+    page_cache_bytes: int
+    buffers_bytes: int
+    shmem_bytes: int
+    slab_reclaimable_bytes: int
+    slab_unreclaimable_bytes: int
+    kernel_stack_bytes: int
+    page_tables_bytes: int
+    vmalloc_bytes: int | None
+    per_cpu_bytes: int | None
+    huge_pages_bytes: int
+    other: Mapping[str, int]
+    unaccounted_bytes: int
+    swap_total_bytes: int
+    swap_free_bytes: int
+    mapped_shmem_bytes: int
+    mapped_shmem_error_bytes: int
+    unevictable_cache_bytes: int
+
+    @property
+    def other_bytes(self) -> int:
+        """Everything known that has no part of its own, see ``other``."""
+        return sum(self.other.values())
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Memory in use and in no process's RSS.
+
+        Page cache and buffers are not in it: they are given back on demand; nor pages on per-CPU free lists, which are
+        not in use. Where ``mapped_shmem_bytes`` was bounded and not counted, this is the least it can be, and it may be
+        ``mapped_shmem_error_bytes`` more.
+        """
+        return (
+            self.total_bytes
+            - self.free_bytes
+            - self.other.get(PER_CPU_FREE, 0)
+            - self.anonymous_bytes
+            - self.page_cache_bytes
+            - self.buffers_bytes
+            - self.mapped_shmem_bytes
+        )
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Memory the kernel uses for itself, as far as it is known: without huge pages, ``other`` and the remainder."""
+        return (
+            self.slab_reclaimable_bytes
+            + self.slab_unreclaimable_bytes
+            + self.kernel_stack_bytes
+            + self.page_tables_bytes
+            + (self.vmalloc_bytes or 0)
+            + (self.per_cpu_bytes or 0)
+        )
+
+    def parts(self) -> dict[str, int | None]:
+        """Name -> bytes in reading order; None counts as 0 and is inside ``unaccounted``."""
+        return {
+            "free": self.free_bytes,
+            "anonymous": self.anonymous_bytes,
+            "pageCache": self.page_cache_bytes,
+            "buffers": self.buffers_bytes,
+            "shmem": self.shmem_bytes,
+            "slabReclaimable": self.slab_reclaimable_bytes,
+            "slabUnreclaimable": self.slab_unreclaimable_bytes,
+            "kernelStack": self.kernel_stack_bytes,
+            "pageTables": self.page_tables_bytes,
+            "vmalloc": self.vmalloc_bytes,
+            "perCpu": self.per_cpu_bytes,
+            "hugePages": self.huge_pages_bytes,
+            "other": self.other_bytes,
+            "unaccounted": self.unaccounted_bytes,
+        }
+
+
+PER_CPU_FREE = "perCpuFreeLists"
+
+PARTS: dict[str, str] = {
+    "free": "holds nothing",
+    "anonymous": "private memory of processes",
+    "pageCache": "cached files, given back on demand",
+    "buffers": "cached block devices, given back on demand",
+    "shmem": "tmpfs and shared memory; stays until deleted",
+    "slabReclaimable": "kernel objects, given back on demand",
+    "slabUnreclaimable": "kernel objects in use",
+    "kernelStack": "one stack per thread",
+    "pageTables": "tables that map memory",
+    "vmalloc": "kernel memory in pieces, without stacks",
+    "perCpu": "kernel variables of each CPU",
+    "hugePages": "reserved huge pages, used or not",
+    "other": "known, and none of the above",
+    "unaccounted": "in no counter: drivers, network buffers, file systems with their own cache",
+}
+"""The parts of a Partition in reading order, with a few words for each."""
+
+OTHER: dict[str, str] = {
+    PER_CPU_FREE: "free pages kept by each CPU (free, but not in MemFree)",
+    "swapCache": "swap cache that no process maps",
+    "compressed": "compressed pages of zswap and zram",
+    "driverPools": "page pools of drivers, given back on demand",
+    "gpu": "GPU objects in system RAM",
+    "gpuPools": "freed GPU memory, given back on demand",
+    "balloon": "given to the hypervisor",
+    "contiguous": "contiguous memory held by drivers",
+    "pageDescriptors": "page descriptors of hot-plugged memory",
+    "hardwareCorrupted": "broken, out of use",
+    "zfs": "ZFS cache",
+    "quicklists": "free page tables",
+    "bounce": "bounce buffers",
+    "writebackCopies": "copies made by FUSE",
+}
+"""What ``Partition.other`` may hold."""
+
+
+def partition(
+    fields: Mapping[str, int],
+    around: Surroundings | None = None,
+    layout: Layout | None = None,
+    mapped_shmem_bytes: int | None = None,
+) -> Partition:
+    """Cut MemTotal into parts of which no two hold the same page.
+
+    ``mapped_shmem_bytes``: Shmem pages that some process maps, each once. When None it is bounded from above by
+    min(Shmem, Mapped), so that hidden memory is never overstated; the width of the bound is reported.
+    Raises ValueError when MemTotal is missing.
+    """
+    if "MemTotal" not in fields:
+        raise ValueError("/proc/meminfo: expected a line MemTotal")
+    around = around or Surroundings()
+    layout = layout or Layout()
+
+    def get(name: str) -> int:
+        return fields.get(name, 0)
+
+    total, free, anonymous, shmem = get("MemTotal"), get("MemFree"), get("AnonPages"), get("Shmem")
+    # NR_FILE_PAGES counts every page in a page cache. meminfo prints it in three disjoint lines: Buffers (of block
+    # devices), SwapCached (of swap) and Cached, the rest. Shmem pages are in Cached until they move to swap.
+    page_cache = max(0, get("Cached") - shmem)
+
+    slab_unreclaimable = get("SUnreclaim")
+    stacks = get("KernelStack")
+    vmalloc = _vmalloc(fields, around)
+    # KernelStack counts the same pages as VmallocUsed or, where a stack is smaller than a page, as SUnreclaim. They are
+    # shown once, as stacks. ShadowCallStack also lies in one of the two and is left there.
+    if layout.stacks_in == IN_SLAB:
+        slab_unreclaimable = max(0, slab_unreclaimable - stacks)
+    elif layout.stacks_in == IN_VMALLOC and vmalloc is not None:
+        vmalloc = max(0, vmalloc - stacks)
+
+    parts = {
+        "free": free,
+        "anonymous": anonymous,
+        "page_cache": page_cache,
+        "buffers": get("Buffers"),
+        "shmem": shmem,
+        "slab_reclaimable": get("SReclaimable"),
+        "slab_unreclaimable": slab_unreclaimable,
+        "kernel_stack": stacks,
+        "page_tables": get("PageTables") + get("SecPageTables"),
+        "huge_pages": _huge_pages(fields, around),
+    }
+    per_cpu = fields.get("Percpu")
+    other = _other(fields, around, layout)
+    known = sum(parts.values()) + (vmalloc or 0) + (per_cpu or 0) + sum(other.values())
+
+    mapped = get("Mapped")
+    if mapped_shmem_bytes is not None:
+        mapped_shmem, error = min(max(0, mapped_shmem_bytes), shmem), 0
+    else:
+        mapped_shmem = min(shmem, mapped)
+        # Mapped file pages can't exceed the page cache: what goes beyond must be shmem, as ShmemPmdMapped surely is.
+        error = mapped_shmem - min(mapped_shmem, max(0, mapped - page_cache - get("Buffers"), get("ShmemPmdMapped")))
+
+    available = fields.get("MemAvailable")
+    return Partition(
+        total_bytes=total,
+        available_bytes=_available(fields, around) if available is None else available,
+        available_estimated=available is None,
+        free_bytes=free,
+        anonymous_bytes=anonymous,
+        page_cache_bytes=page_cache,
+        buffers_bytes=parts["buffers"],
+        shmem_bytes=shmem,
+        slab_reclaimable_bytes=parts["slab_reclaimable"],
+        slab_unreclaimable_bytes=slab_unreclaimable,
+        kernel_stack_bytes=stacks,
+        page_tables_bytes=parts["page_tables"],
+        vmalloc_bytes=vmalloc,
+        per_cpu_bytes=per_cpu,
+        huge_pages_bytes=parts["huge_pages"],
+        other=other,
+        unaccounted_bytes=total - known,
+        swap_total_bytes=get("SwapTotal"),
+        swap_free_bytes=get("SwapFree"),
+        mapped_shmem_bytes=mapped_shmem,
+        mapped_shmem_error_bytes=error,
+        unevictable_cache_bytes=min(page_cache, max(0, get("Unevictable") - get("Mlocked"))),
+    )
+
+
+def vmalloc_used_is_memory(fields: Mapping[str, int]) -> bool:
+    """Whether VmallocUsed counts pages (nr_vmalloc_pages, 5.3 and backports).
+
+    Up to 4.3 it was address space, ioremap included, next to a VmallocChunk that is not 0; from 4.4 to 5.2 always 0.
+    Told by the values, so that a vendor's backport is judged by what it does.
+    """
+    return fields.get("VmallocUsed", 0) > 0 and fields.get("VmallocChunk", 0) == 0
+
+
+def _vmalloc(fields: Mapping[str, int], around: Surroundings) -> int | None:
+    return fields["VmallocUsed"] if vmalloc_used_is_memory(fields) else around.vmalloc_bytes
+
+
+def _huge_pages(fields: Mapping[str, int], around: Surroundings) -> int:
+    """The pools of all sizes, surplus pages included. They are part of MemTotal, also when reserved at boot."""
+    if "Hugetlb" in fields:
+        return fields["Hugetlb"]
+    default_size = fields.get("Hugepagesize", 0)
+    pools = {size: count for size, count in around.huge_page_pools.items() if size != default_size}
+    return fields.get("HugePages_Total", 0) * default_size + sum(size * count for size, count in pools.items())
+
+
+def _other(fields: Mapping[str, int], around: Surroundings, layout: Layout) -> dict[str, int]:
+    """Known memory without a part of its own. CmaFree and Unaccepted are not here: MemFree contains both."""
+
+    def get(name: str) -> int:
+        return fields.get(name, 0)
+
+    # Swap cache that is mapped is in AnonPages too. What the anonymous LRU lists hold beyond AnonPages and Shmem can
+    # only be unmapped swap cache; mlocked and lazily freed pages are on other lists, so this never claims too much.
+    on_lists = get("Active(anon)") + get("Inactive(anon)")
+    swap_cache = min(get("SwapCached"), max(0, on_lists - get("AnonPages") - get("Shmem")))
+    zsmalloc, zswap = around.zsmalloc_bytes or 0, get("Zswap")
+    balloon = fields.get("Balloon", around.balloon_bytes or 0)
+    other = {
+        PER_CPU_FREE: around.per_cpu_free_bytes or 0,
+        "swapCache": swap_cache,
+        # zram and zswap both keep their pages in zsmalloc; zswap could use zbud or z3fold, which only Zswap counts.
+        "compressed": max(zsmalloc, zswap) if layout.zswap_in_zsmalloc else zsmalloc + zswap,
+        "driverPools": max(0, get("KReclaimable") - get("SReclaimable")) if "KReclaimable" in fields else 0,
+        "gpu": get("GPUActive"),
+        "gpuPools": get("GPUReclaim"),
+        # Most drivers take ballooned pages out of MemTotal: then they are no part of it.
+        "balloon": balloon if layout.balloon_in_total else 0,
+        "contiguous": around.cma_used_bytes or 0,
+        "pageDescriptors": around.page_descriptor_bytes or 0,
+        "hardwareCorrupted": get("HardwareCorrupted"),
+        "zfs": around.zfs_bytes or 0,
+        "quicklists": get("Quicklists"),
+        "bounce": get("Bounce"),
+        "writebackCopies": get("WritebackTmp"),
+    }
+    return {name: size for name, size in other.items() if size}
+
+
+def _available(fields: Mapping[str, int], around: Surroundings) -> int | None:
+    """MemAvailable for kernels before 3.14, with the formula that 3.14 introduced."""
+    low = around.low_watermark_bytes
+    if low is None:
+        return None
+    page_cache = fields.get("Active(file)", 0) + fields.get("Inactive(file)", 0)
+    slab = fields.get("SReclaimable", 0)
+    droppable = page_cache - min(page_cache // 2, low) + slab - min(slab // 2, low)
+    return max(0, fields.get("MemFree", 0) - low + droppable)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One measurement. ``unreadable`` names the files that exist and could not be read."""
+
+    fields: dict[str, int]
+    partition: Partition
+    layout: Layout
+    unreadable: list[Unreadable]
+
+
+def measure(host: Host, *, layout: Layout | None = None, mapped_shmem_bytes: int | None = None) -> Memory:
+    """Read /proc/meminfo and what completes it: vmstat, zoneinfo, and only where needed vmallocinfo and sysfs.
+
+    Pass the ``layout`` of an earlier measurement to spare the look at /proc/vmallocinfo. Raises OSError when
+    /proc/meminfo itself can't be read, ValueError when it has no MemTotal.
+    """
+    reader = _Reader(host)
+    fields = parse(host.read(f"{host.proc}/meminfo"))
+    if layout is None:
+        layout = _learn(reader, fields)
+    vmalloc = None
+    if not vmalloc_used_is_memory(fields) and (data := reader.read(f"{host.proc}/vmallocinfo")) is not None:
+        vmalloc = sum(caller.bytes for caller in kernelmem.parse_vmallocinfo(data, host.page_size))
+    vmstat = _counters(reader.read(f"{host.proc}/vmstat"))
+    per_cpu_free, low = _zones(reader.read(f"{host.proc}/zoneinfo"))
+
+    def pages(count: int | None) -> int | None:
+        return None if count is None else count * host.page_size
+
+    balloon = None
+    if "balloon_inflate" in vmstat and "balloon_deflate" in vmstat:
+        balloon = pages(max(0, vmstat["balloon_inflate"] - vmstat["balloon_deflate"]))
+    around = Surroundings(
+        vmalloc_bytes=vmalloc,
+        huge_page_pools={} if "Hugetlb" in fields else reader.huge_page_pools(),
+        per_cpu_free_bytes=pages(per_cpu_free),
+        low_watermark_bytes=pages(low),
+        zsmalloc_bytes=pages(vmstat.get("nr_zspages")),
+        balloon_bytes=balloon,
+        page_descriptor_bytes=pages(vmstat.get("nr_memmap_pages")),
+        cma_used_bytes=pages(reader.cma_used_pages()) if fields.get("CmaTotal") else None,
+        zfs_bytes=_zfs(reader.read(f"{host.proc}/spl/kstat/zfs/abdstats")),
+    )
+    return Memory(fields, partition(fields, around, layout, mapped_shmem_bytes), layout, reader.unreadable)
+
+
+class _Reader:
+    """Reads optional files: one that is absent is None, one that is forbidden is None and remembered."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.unreadable: list[Unreadable] = []
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return self.host.read(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            entry = Unreadable(path, error.strerror or str(error))
+            if entry not in self.unreadable:
+                self.unreadable.append(entry)
+            return None
+
+    def listdir(self, path: str) -> list[str]:
+        try:
+            return self.host.listdir(path)
+        except OSError:
+            return []
+
+    def number(self, path: str) -> int | None:
+        data = (self.read(path) or b"").strip()
+        return int(data) if data.isdigit() and len(data) <= 20 else None
+
+    def huge_page_pools(self) -> dict[int, int]:
+        pools = {}
+        base = f"{self.host.sys}/kernel/mm/hugepages"
+        for name in self.listdir(base):
+            match = re.fullmatch(r"hugepages-([0-9]{1,15})kB", name)
+            if match and (count := self.number(f"{base}/{name}/nr_hugepages")) is not None:
+                pools[int(match[1]) * 1024] = count
+        return pools
+
+    def cma_used_pages(self) -> int | None:
+        """Pages allocated from CMA areas (6.12+). Areas of hugetlb are left out: Hugetlb counts their pages."""
+        base = f"{self.host.sys}/kernel/mm/cma"
+        used = None
+        for name in self.listdir(base):
+            total = self.number(f"{base}/{name}/total_pages")
+            available = self.number(f"{base}/{name}/available_pages")
+            if total is not None and available is not None and not name.startswith("hugetlb"):
+                used = (used or 0) + max(0, total - available)
+        return used
+
+
+def _learn(reader: _Reader, fields: Mapping[str, int]) -> Layout:
+    host = reader.host
+    stacks_in, guessed = IN_VMALLOC, True
+    data = reader.read(f"{host.proc}/vmallocinfo")
+    if data is not None:
+        stacks = kernelmem.vmalloc_stack_bytes(kernelmem.parse_vmallocinfo(data, host.page_size))
+        stacks_in, guessed = (IN_VMALLOC if stacks else IN_PAGES), False
+    elif vmalloc_used_is_memory(fields) and fields["VmallocUsed"] < fields.get("KernelStack", 0):
+        stacks_in, guessed = IN_PAGES, False
+    if stacks_in == IN_PAGES and host.page_size > 16384 and (slabs := reader.read(f"{host.proc}/slabinfo")):
+        caches = kernelmem.parse_slabinfo(slabs, host.page_size)
+        if any(cache.name == "thread_stack" and cache.objects for cache in caches):
+            stacks_in = IN_SLAB
+
+    # virtio-balloon lowers MemTotal by what it gives away, except with VIRTIO_BALLOON_F_DEFLATE_ON_OOM (feature bit 2);
+    # VMware's driver never does, all others always do.
+    balloon_in_total = bool(reader.listdir(f"{host.sys}/module/vmw_balloon"))
+    drivers = f"{host.sys}/bus/virtio/drivers/virtio_balloon"
+    for name in reader.listdir(drivers):
+        if re.fullmatch(r"virtio\d+", name):
+            features = reader.read(f"{drivers}/{name}/features") or b""
+            balloon_in_total = features[2:3] == b"1"
+    zpool = (reader.read(f"{host.sys}/module/zswap/parameters/zpool") or b"").strip()
+    return Layout(stacks_in, guessed, balloon_in_total, zpool not in (b"zbud", b"z3fold"))
+
+
+def _counters(data: bytes | None) -> dict[str, int]:
+    """The counters of /proc/vmstat that the partition needs."""
+    wanted = (b"nr_zspages", b"balloon_inflate", b"balloon_deflate", b"nr_memmap_pages")
+    counters = {}
+    for line in (data or b"").splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] in wanted and words[1].isdigit() and len(words[1]) <= 20:
+            counters[words[0].decode()] = int(words[1])
+    return counters
+
+
+def _zones(data: bytes | None) -> tuple[int | None, int | None]:
+    """Pages on the per-CPU free lists and the sum of the low watermarks, from /proc/zoneinfo."""
+    free = low = None
+    for line in (data or b"").splitlines():
+        words = line.split()
+        if len(words) != 2 or not words[1].isdigit() or len(words[1]) > 20:
+            continue
+        if words[0] == b"count:":
+            free = (free or 0) + int(words[1])
+        elif words[0] == b"low":
+            low = (low or 0) + int(words[1])
+    return free, low
+
+
+def _zfs(data: bytes | None) -> int | None:
+    """Pages of the ZFS cache. The kernel counts them nowhere; the rest of the ARC is in slab and vmalloc already."""
+    for line in (data or b"").splitlines():
+        words = line.split()
+        if len(words) == 3 and words[0] == b"scatter_data_size" and words[2].isdigit() and len(words[2]) <= 20:
+            return int(words[2])
+    return None

@@ -1,0 +1,201 @@
+"""/proc/<pid>/mountinfo: its lines, and which of its mounts a path look-up reaches. Data in, data out."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
+MEMORY_FILESYSTEMS = (b"tmpfs", b"devtmpfs", b"rootfs")
+
+# Filesystems whose directories the kernel looks up without asking anybody outside it. All others may hang.
+LOCAL = frozenset(
+    b"tmpfs devtmpfs rootfs ramfs overlay aufs ext2 ext3 ext4 xfs btrfs bcachefs zfs f2fs jfs reiserfs nilfs2 squashfs "
+    b"erofs cramfs romfs iso9660 udf vfat msdos exfat ntfs3 hfsplus minix ubifs jffs2 proc sysfs cgroup cgroup2 devpts "
+    b"mqueue hugetlbfs securityfs debugfs tracefs bpf pstore configfs efivarfs binfmt_misc selinuxfs smackfs fusectl "
+    b"nsfs resctrl rpc_pipefs nfsd bdev".split()
+)
+
+
+class Mount(NamedTuple):
+    """One line of /proc/<pid>/mountinfo (proc(5)), unescaped. ``path`` is the mount point below the reader's root."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    path: str
+    options: str
+    propagation: str
+    fstype: str
+    source: str
+    super_options: str
+
+
+def unescape(data: bytes) -> str:
+    """A field of mountinfo: the kernel writes space, tab, newline and backslash as three octal digits."""
+    if b"\\" in data:
+        data = _OCTAL.sub(lambda match: bytes((int(match[1], 8),)), data)
+    return os.fsdecode(data)
+
+
+def parse_mountinfo(data: bytes, broken: list[bytes] | None = None) -> Iterator[Mount]:
+    """The mounts in the kernel's order. Lines of another form are passed over, and appended to ``broken``."""
+    for line in data.split(b"\n"):
+        if not line:
+            continue
+        fields = split_line(line)
+        if fields is None:
+            if broken is not None:
+                broken.append(line)
+            continue
+        head, tail = fields
+        yield Mount(
+            int(head[0]),
+            int(head[1]),
+            head[2].decode("ascii"),
+            unescape(head[3]),
+            unescape(head[4]),
+            os.fsdecode(head[5]),
+            os.fsdecode(b" ".join(head[6:])),
+            unescape(tail[0]),
+            unescape(tail[1]),
+            os.fsdecode(b" ".join(tail[2:])),
+        )
+
+
+def split_line(line: bytes) -> tuple[list[bytes], list[bytes]] | None:
+    before, _, after = line.partition(b" - ")
+    head = before.split(b" ")
+    tail = after.split(b" ")
+    if len(head) < 6 or len(tail) < 2:
+        return None
+    major, _, minor = head[2].partition(b":")
+    if not (head[0].isdigit() and head[1].isdigit() and major.isdigit() and minor.isdigit()):
+        return None
+    if len(head[0]) > 20 or len(head[1]) > 20:
+        return None
+    return head, tail
+
+
+class MountNode(NamedTuple):
+    """A mount as far as look-ups need it; the path still escaped."""
+
+    parent_id: int
+    path: bytes
+    fstype: bytes
+
+
+class MountTree:
+    """Which mounts a path look-up from the processes' root reaches. Linear in mounts times path depth.
+
+    A look-up that arrives at a mount goes on to whatever is mounted on its root, except at the starting point itself: a
+    mount over "/" is not entered by processes whose root is below it.
+    """
+
+    def __init__(self, trusted_root: bool = False) -> None:
+        self.nodes: dict[int, MountNode] = {}
+        self.children: dict[int, dict[bytes, int]] = {}
+        self._known: dict[int, tuple[bool, str | None]] = {}
+        self._trusted_root = trusted_root
+
+    def add(self, mount_id: int, node: MountNode) -> None:
+        self.nodes[mount_id] = node
+        if node.parent_id != mount_id:
+            self.children.setdefault(node.parent_id, {})[node.path] = mount_id
+
+    def _is_root(self, mount_id: int) -> bool:
+        node = self.nodes[mount_id]
+        return node.path == b"/" and (node.parent_id == mount_id or node.parent_id not in self.nodes)
+
+    def _chain(self, mount_id: int) -> list[int]:
+        """The mount and the mounts it is on, root last. Cut where a torn mountinfo makes a circle."""
+        chain: list[int] = []
+        seen: set[int] = set()
+        while mount_id in self.nodes and mount_id not in seen:
+            seen.add(mount_id)
+            chain.append(mount_id)
+            mount_id = self.nodes[mount_id].parent_id
+        return chain
+
+    def _blocker(self, mount_id: int) -> int | None:
+        """What a look-up enters instead, on the step from the parent to this mount. Itself: no look-up leads here."""
+        node = self.nodes[mount_id]
+        parent = self.nodes.get(node.parent_id)
+        if parent is None or node.parent_id == mount_id:
+            start = b"/"
+        else:
+            start = parent.path
+            if node.path == start:
+                return mount_id if self._is_root(node.parent_id) else None
+        siblings = self.children.get(node.parent_id, {})
+        if parent is not None and not self._is_root(node.parent_id) and start in siblings:
+            return siblings[start]
+        if len(siblings) > 1:
+            position = node.path.find(b"/", len(start) + 1 if start != b"/" else 1)
+            while position > 0:
+                blocker = siblings.get(node.path[:position])
+                if blocker is not None:
+                    return blocker
+                position = node.path.find(b"/", position + 1)
+        return None
+
+    def _reach(self, mount_id: int) -> tuple[bool, str | None]:
+        """(whether a look-up arrives at the mount, what on the way may hang)."""
+        todo: list[int] = []  # no recursion: a thousand mounts may be stacked on one path
+        step = mount_id
+        seen: set[int] = set()
+        while step not in self._known and step in self.nodes and step not in seen:
+            seen.add(step)
+            todo.append(step)
+            step = self.nodes[step].parent_id
+        for step in reversed(todo):
+            node = self.nodes[step]
+            parent = self.nodes.get(node.parent_id)
+            if parent is None or node.parent_id == step:
+                reached = node.path == b"/" or self._blocker(step) is None
+                behind = None if node.path == b"/" else "a file system outside of the process's root"
+            else:
+                above, behind = self._known.get(node.parent_id, (False, None))
+                reached = above and self._blocker(step) is None
+                if behind is None and parent.fstype not in LOCAL:
+                    trusted = self._trusted_root and self._is_root(node.parent_id)
+                    behind = None if trusted else f"{unescape(parent.fstype)} at {unescape(parent.path)}"
+            self._known[step] = (reached, behind)
+        return self._known.get(mount_id, (False, None))
+
+    def look(self, mount_id: int) -> tuple[bool, str | None]:
+        """(hidden, what on the way may hang)."""
+        reached, behind = self._reach(mount_id)
+        covered = self.nodes[mount_id].path in self.children.get(mount_id, ()) and not self._is_root(mount_id)
+        return not reached or covered, behind
+
+    def cover(self, mount_id: int) -> int | None:
+        """The topmost mount that has to go next so that a hidden one comes to light; None where that can't be done."""
+        for step in reversed(self._chain(mount_id)):
+            blocker = self._blocker(step)
+            if blocker == step:
+                return None
+            if blocker is not None:
+                return self._top(blocker)
+        top = self._top(mount_id)
+        return None if top == mount_id else top
+
+    def _top(self, mount_id: int) -> int:
+        seen = {mount_id}
+        while (
+            above := self.children.get(mount_id, {}).get(self.nodes[mount_id].path)
+        ) is not None and above not in seen:
+            seen.add(above)
+            mount_id = above
+        return mount_id
+
+    def carriers(self, mount_ids: Iterable[int]) -> dict[int, int]:
+        """For each mount on which, directly or not, one of these is mounted: one of them. Linear in the mounts passed."""
+        found: dict[int, int] = {}
+        for mount_id in mount_ids:
+            below = self.nodes[mount_id].parent_id
+            while below in self.nodes and below not in found:
+                found[below] = mount_id
+                below = self.nodes[below].parent_id
+        return found

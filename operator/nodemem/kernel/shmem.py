@@ -1,0 +1,971 @@
+"""Shmem of /proc/meminfo by source: a partition in bytes, the objects behind it, and the processes that hold them.
+
+Enters: the process table, the tmpfs superblocks. Leaves: a ``Breakdown``. It always holds that
+
+    tmpfs + sysv + memfd + shared anonymous + deleted but open + kernel internal + unattributed - swapped = Shmem
+
+All but the last three are allocated pages, resident or swapped out, as the kernel counts them (``st_blocks``, statvfs).
+
+How an object is known. SysV segments, memfds and shared anonymous memory are files of one tmpfs that the kernel mounts
+for itself and shows in no mountinfo; its device number is learned from a memfd of our own. Names there can't be
+forged: the kernel writes ``/memfd:``, ``/SYSV`` and ``/dev/zero`` itself. A SysV segment's inode number is its shmid,
+so it may equal a memfd's, and each IPC namespace counts from 0: the identity is (kind, device, inode, IPC namespace).
+Huge page segments and memfds are files of hugetlbfs, are not in Shmem, and are left out by their device number.
+
+What stays unattributed although it is somewhere: descriptors in flight in a socket or registered with io_uring, System
+V segments of an IPC namespace without a process, graphics buffers of drivers that don't report them, whatever belongs
+to processes that can't be read.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from nodemem.kernel import meminfo, namespaces, syscalls
+from nodemem.kernel.host import FileStat, FilesystemUsage, Host, Unreadable, device_number
+from nodemem.kernel.mounts import MountScan, Superblock
+from nodemem.kernel.procfs import Process
+
+Kind = Literal["sysv", "memfd", "sharedAnonymous", "deletedOpen", "kernelInternal"]
+Deep = Literal["auto", "always", "never"]
+
+_BLOCK = 512
+_DELETED = " (deleted)"
+_UNEXPLAINED_SHARE = 100  # a hundredth of Shmem, or
+_UNEXPLAINED_BYTES = 1 << 20  # this much, is worth looking at the descriptors of all processes
+_MAX_PROBES = 64  # unknown mounts looked at in one scan, each by a forked child
+_MAX_TIMEOUTS = 2
+_PROBE_SECONDS = 2.0
+_SHM_DEST = 0o1000
+
+# start, end, permissions, minor, inode, name. Only devices of major 0 that are a filesystem: each tmpfs has such a
+# number.
+_MAPPING = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) [0-9a-f]+ 00:(?!0+ )([0-9a-f]+) (\d{1,20})(?: +(.*))?$", re.MULTILINE
+)
+_MOUNT = re.compile(rb"^(\d+) \d+ (\d+:\d+) ", re.MULTILINE)
+_SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) |^Rss: +(\d+) kB", re.MULTILINE)
+_DRM = re.compile(rb"^(drm-[\w-]+):[ \t]*(\S+)(?:[ \t]+([KM]iB))?", re.MULTILINE)
+_DRM_SYSTEM_MEMORY = (b"drm-resident-memory", b"drm-resident-system0")  # shmem-backed: GEM helpers, msm; i915
+_UNITS = {b"": 1, b"KiB": 1 << 10, b"MiB": 1 << 20}
+
+
+class MappedFile(NamedTuple):
+    """A line of /proc/<pid>/maps. ``range`` is the name of its entry in map_files, ``name`` without the deleted
+    mark."""
+
+    range: str
+    length_bytes: int
+    writable: bool
+    shared: bool
+    device: str
+    inode: int
+    name: str
+    deleted: bool
+
+
+class Segment(NamedTuple):
+    """A line of /proc/sysvipc/shm (ipc/shm.c). Sizes are of pages that exist, ``size_bytes`` is what was asked for."""
+
+    shmid: int
+    key: int
+    size_bytes: int
+    creator_pid: int
+    attached: int
+    uid: int
+    rss_bytes: int
+    swap_bytes: int
+    removed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShmemObject:
+    """Memory that has no path. ``bytes`` None: it exists and its size can't be read.
+
+    ``exact`` False: ``bytes`` is only what the largest holder has resident of it. ``holders``: every process seen to
+    map it or to have it open; empty for a SysV segment that nobody is attached to. ``creator_pid`` is the process that
+    made a SysV segment, alive or not, as numbered here. ``cgroups``: of the holders. ``mapped``: at least one holder
+    maps it.
+    """
+
+    kind: Kind
+    device: str
+    inode: int
+    bytes: int | None
+    exact: bool
+    name: str
+    holders: tuple[int, ...]
+    mapped: bool
+    cgroups: tuple[str, ...]
+    ipc_ns: int | None = None
+    creator_pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedSuperblock:
+    """A tmpfs that is in no mountinfo: unmounted lazily and still held, or a driver's own. ``access_path`` leads into
+    it."""
+
+    device: str
+    size_bytes: int | None
+    used_bytes: int | None
+    inodes_used: int | None
+    holders: tuple[int, ...]
+    access_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """See the module's identity. A part is None where nobody looked (``deep="never"``): then it is in
+    ``unattributed_bytes``, or, for deleted files, in ``tmpfs_bytes``.
+
+    ``tmpfs_bytes``: the sum of the superblocks' ``used_bytes`` (detached ones too) without what ``deleted_open_bytes``
+    has. ``swapped_bytes`` is an estimate: only SysV segments have a count of their own. ``unattributed_bytes`` is
+    negative when more was found than Shmem and swap explain; it is not made to fit. ``mapped_estimate_bytes``: Shmem
+    that is in some process's RSS, each page once; exact where no two processes map the same object, otherwise the
+    objects' sizes. ``unreadable_rss_bytes``: the RssShmem of processes whose maps could not be read, a hint at what is
+    unattributed. ``deep``: the descriptors of all candidates were read.
+    """
+
+    total_bytes: int
+    tmpfs_bytes: int
+    sysv_bytes: int | None
+    memfd_bytes: int | None
+    shared_anonymous_bytes: int | None
+    deleted_open_bytes: int | None
+    kernel_internal_bytes: int | None
+    swapped_bytes: int
+    unattributed_bytes: int
+    mapped_estimate_bytes: int | None
+    unreadable_rss_bytes: int
+    deleted_open_by_device: Mapping[str, int]
+    objects: tuple[ShmemObject, ...]
+    detached: tuple[DetachedSuperblock, ...]
+    deep: bool
+    unreadable: tuple[Unreadable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A process that has ``files`` files of a tmpfs open for writing or mapped writable and shared."""
+
+    pid: int
+    files: int
+
+
+def parse_maps(data: bytes, devices: Container[str] | None = None) -> Iterator[MappedFile]:
+    """The mappings of files on ``devices`` (all of major 0 if None). Lines of another form are passed over."""
+    for match in _MAPPING.finditer(data):
+        start, end, permissions, minor, inode, raw = match.groups(b"")
+        device = f"0:{int(minor, 16)}"
+        if devices is not None and device not in devices:
+            continue
+        name = _unescape(raw)
+        low, high = int(start, 16), int(end, 16)
+        deleted = name.endswith(_DELETED)
+        yield MappedFile(
+            range=f"{low:x}-{high:x}",
+            length_bytes=high - low,
+            writable=permissions[1:2] == b"w",
+            shared=permissions[3:4] == b"s",
+            device=device,
+            inode=int(inode),
+            name=name[: -len(_DELETED)] if deleted else name,
+            deleted=deleted,
+        )
+
+
+def parse_sysvipc(data: bytes) -> list[Segment]:
+    """/proc/sysvipc/shm; columns are found by the header. Lines of another form are passed over."""
+    lines = data.split(b"\n")
+    names = lines[0].split()
+    found: list[Segment] = []
+    for line in lines[1:]:
+        row = dict(zip(names, line.split(), strict=False))
+        try:
+            found.append(
+                Segment(
+                    shmid=int(row[b"shmid"]),
+                    key=int(row[b"key"]) & 0xFFFFFFFF,
+                    size_bytes=int(row[b"size"]),
+                    creator_pid=int(row[b"cpid"]),
+                    attached=int(row[b"nattch"]),
+                    uid=int(row[b"uid"]),
+                    rss_bytes=int(row[b"rss"]),
+                    swap_bytes=int(row[b"swap"]),
+                    removed=bool(int(row[b"perms"], 8) & _SHM_DEST),
+                )
+            )
+        except (KeyError, ValueError):
+            continue
+    return found
+
+
+def attribute(
+    host: Host,
+    shmem_bytes: int,
+    processes: Mapping[int, Process],
+    mounts: MountScan,
+    *,
+    deep: Deep = "auto",
+    candidates: Collection[int] | None = None,
+    walked_bytes: Mapping[str, int] | None = None,
+    fields: Mapping[str, int] | None = None,
+) -> Breakdown:
+    """Find what makes up ``shmem_bytes``.
+
+    "never" reads the superblocks and this IPC namespace's segments only. "auto" adds every IPC namespace and the maps
+    of processes with shared memory in their RSS; then, only if more than 1 % of Shmem and 1 MiB is still unexplained,
+    the descriptors of all and the maps of the rest. "always" reads these in any case. Both look for tmpfs that are
+    mounted nowhere only while so much is unexplained.
+    ``candidates`` limits which processes are looked into. ``walked_bytes``: per device, what a walk found allocated in
+    a tmpfs without a size limit (the kernel keeps no count for it). ``fields``: a parsed /proc/meminfo; read if None.
+    """
+    if fields is None:
+        fields = meminfo.parse(host.read(f"{host.proc}/meminfo"))
+    scan = _Scan(host, shmem_bytes, processes, mounts, walked_bytes or {}, fields)
+    pids = [pid for pid in (processes if candidates is None else sorted(candidates)) if _has_memory(processes, pid)]
+    scan.read_own_segments()
+    if deep == "never":
+        return scan.breakdown(looked=False, deep=False)
+    scan.learn_internal_device()
+    scan.read_other_segments()
+    for pid in pids:
+        if deep == "always" or processes[pid].rss_shmem_bytes != 0:
+            scan.read_maps(pid)
+    read_fds = deep == "always" or scan.is_unexplained()
+    if read_fds:
+        for pid in pids:
+            scan.read_fds(pid)
+    if scan.is_unexplained():
+        if deep != "always":
+            for pid in pids:
+                if processes[pid].rss_shmem_bytes == 0:
+                    scan.read_maps(pid)
+        scan.read_named_fds()
+        scan.probe_mapped()
+        scan.probe_directories(pids)
+    return scan.breakdown(looked=True, deep=read_fds)
+
+
+def writers(host: Host, superblock: Superblock, processes: Mapping[int, Process]) -> list[Writer]:
+    """The processes that can be writing to a tmpfs now, most open files first. Reads descriptors and maps of all of
+    them.
+
+    One that opens a file, writes and closes it again is only seen if it happens to be at it. Unreadable ones are left
+    out.
+    """
+    ids = {str(point.mount_id).encode() for point in superblock.mounts}
+    found: list[Writer] = []
+    for pid in processes:
+        if not _has_memory(processes, pid):
+            continue
+        try:
+            names = {f"fd {name}" for name in _writing_fds(host, pid, ids)}
+            maps = host.read(f"{host.proc}/{pid}/maps")
+        except OSError:
+            continue
+        mapped = {m.inode for m in parse_maps(maps, (superblock.device,)) if m.writable and m.shared}
+        if names or mapped:
+            found.append(Writer(pid, max(len(names), len(mapped))))
+    return sorted(found, key=lambda writer: (-writer.files, writer.pid))
+
+
+def _writing_fds(host: Host, pid: int, mount_ids: Container[bytes]) -> Iterator[str]:
+    for name in host.listdir(f"{host.proc}/{pid}/fd"):
+        try:
+            link = host.readlink(f"{host.proc}/{pid}/fd/{name}")
+            if not link.startswith("/") or link.startswith(("/dev/null", "/dev/pts/", "/memfd:", "/proc/")):
+                continue
+            info = _fdinfo(host.read_small(f"{host.proc}/{pid}/fdinfo/{name}"))
+            if info.get(b"mnt_id") in mount_ids and int(info.get(b"flags", b"0"), 8) & os.O_ACCMODE != os.O_RDONLY:
+                yield name
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            continue
+
+
+class _Key(NamedTuple):
+    """Identity of an object. ``ipc_ns`` only for SysV segments. Kind "file": a file of a tmpfs that has a name."""
+
+    kind: str
+    device: str
+    inode: int
+    ipc_ns: int | None = None
+
+
+@dataclass(slots=True)
+class _Found:
+    name: str
+    bytes: int | None = None
+    exact: bool = True
+    swap_bytes: int = 0
+    holders: set[int] = field(default_factory=set)
+    mapped: bool = False
+    creator_pid: int | None = None
+
+
+@dataclass(slots=True)
+class _Detached:
+    usage: FilesystemUsage
+    access_path: str
+    holders: set[int] = field(default_factory=set)
+
+
+class _Scan:
+    """The state of one ``attribute`` call: each ``read_`` method adds what one kind of file shows."""
+
+    def __init__(
+        self,
+        host: Host,
+        shmem_bytes: int,
+        processes: Mapping[int, Process],
+        mounts: MountScan,
+        walked: Mapping[str, int],
+        fields: Mapping[str, int],
+    ) -> None:
+        self._host = host
+        self._total = shmem_bytes
+        self._processes = processes
+        self._mounts = mounts
+        self._walked = walked
+        self._fields = fields
+        self._objects: dict[_Key, _Found] = {}
+        self._gone: set[_Key] = set()  # looked like deleted files, but still have a name
+        self._detached: dict[str, _Detached] = {}
+        self._missing: dict[tuple[str, str], int] = {}
+        self._unreadable_rss = 0
+        self._internal: str | None = None
+        self._tmpfs = set(mounts.superblocks)
+        self._tables: set[int | None] = set()  # IPC namespaces whose segments are known
+        self._huge: set[_Key] = set()
+        self._maps_of: dict[int, set[_Key]] = {}  # for the estimate of what is mapped
+        self._named: list[tuple[int, str]] = []  # open files with a name, not yet looked at
+        self._example: dict[_Key, str] = {}  # a path through which a mapped file of a tmpfs can be measured
+        self._devices: set[str] = set()  # of every filesystem in some mountinfo
+        self._device_of_mount: dict[bytes, str | None] = {}
+        self._unknown_maps: dict[str, dict[int, str]] = {}  # device -> pid -> path
+        for superblock in self._mounts.superblocks.values():
+            for point in superblock.mounts:
+                self._device_of_mount[str(point.mount_id).encode()] = superblock.device
+        self._learned = False
+        self._probes = 0
+        self._timeouts = 0
+        self._drm: dict[tuple[bytes, ...], int] = {}
+        self._own_ipc = self._find_own_ipc()
+
+    # --- what is there without looking into processes
+
+    def _find_own_ipc(self) -> int | None:
+        try:
+            link = self._host.readlink(f"{self._host.proc}/self/ns/ipc")
+            return int(link.partition("[")[2].rstrip("]"))
+        except (OSError, ValueError):
+            return None
+
+    def read_own_segments(self) -> None:
+        try:
+            data = self._host.read(f"{self._host.proc}/sysvipc/shm")
+        except FileNotFoundError:
+            return  # a kernel without CONFIG_SYSVIPC
+        except OSError as error:
+            self._miss("System V segments", error)
+            return
+        self._add_segments(self._own_ipc, data)
+
+    def read_other_segments(self) -> None:
+        """One forked child enters each IPC namespace in turn: all of them in one go cost less than a child for each."""
+        wanted: dict[int, int] = {}
+        for pid, process in self._processes.items():
+            if process.ipc_ns is not None and process.ipc_ns != self._own_ipc:
+                wanted.setdefault(process.ipc_ns, pid)
+        if not wanted:
+            return
+        proc = self._host.proc
+        try:
+            answers: Mapping[str, Any] = self._host.observe(
+                "sysvipc of the other IPC namespaces",
+                lambda: namespaces.in_namespace_fds([], lambda: _read_tables(proc, wanted)),
+            )
+        except OSError as error:
+            self._miss("System V segments of an IPC namespace", error, len(wanted))
+            return
+        for inode in wanted:
+            answer = answers.get(str(inode))
+            if isinstance(answer, str):
+                self._add_segments(inode, os.fsencode(answer))
+            elif isinstance(answer, list):
+                words = "entering it needs CAP_SYS_ADMIN" if answer[0] == errno.EPERM else os.strerror(answer[0])
+                self._count("System V segments of an IPC namespace", words)
+
+    def _add_segments(self, ipc_ns: int | None, data: bytes) -> None:
+        self._tables.add(ipc_ns)
+        for segment in parse_sysvipc(data):
+            found = self._found(_Key("sysv", "", segment.shmid, ipc_ns), f"SYSV{segment.key:08x}")
+            found.bytes = segment.rss_bytes + segment.swap_bytes
+            found.swap_bytes = segment.swap_bytes
+            found.creator_pid = segment.creator_pid
+
+    def learn_internal_device(self) -> None:
+        """The kernel's own tmpfs: device and mount id of a memfd of ours. Not in a bare tree: then by name from
+        maps."""
+        try:
+            device, mount_id = self._host.observe("internal shm mount", _internal_mount)
+        except OSError:
+            return
+        self._internal = device
+        if mount_id:
+            self._device_of_mount[mount_id.encode()] = device
+
+    def learn_mounts(self) -> None:
+        """Every mount id and device of every namespace, to tell what is mounted nowhere. Costly: once, when needed."""
+        if self._learned:
+            return
+        self._learned = True
+        for pid in self._mounts.pids.values():
+            if pid is None:
+                continue
+            try:
+                data = self._host.read(f"{self._host.proc}/{pid}/mountinfo")
+            except OSError:
+                continue
+            for match in _MOUNT.finditer(data):
+                device = match[2].decode("ascii")
+                self._devices.add(device)
+                self._device_of_mount.setdefault(match[1], device)
+
+    # --- what processes show
+
+    def read_maps(self, pid: int) -> None:
+        base = f"{self._host.proc}/{pid}"
+        process = self._processes[pid]
+        try:
+            data = self._host.read(f"{base}/maps")
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        except OSError as error:
+            self._miss("memory maps of a process", error)
+            self._unreadable_rss += process.rss_shmem_bytes or 0
+            return
+        mine = self._maps_of.setdefault(pid, set())
+        blind: dict[str, _Key] = {}
+        for mapping in parse_maps(data):
+            device = mapping.device
+            internal = device == self._internal
+            if not internal and device not in self._tmpfs:
+                if mapping.name.startswith("/SYSV") and mapping.deleted and self._internal is not None:
+                    self._huge.add(self._segment(mapping.inode, process))
+                if self._internal is None and mapping.deleted and _internal_kind(mapping.name) != "kernelInternal":
+                    self._internal, internal = device, True
+                else:
+                    if device not in self._devices:
+                        self._unknown_maps.setdefault(device, {}).setdefault(pid, f"{base}/map_files/{mapping.range}")
+                    continue
+            path = f"{base}/map_files/{mapping.range}"
+            key = self._key_of(mapping, internal, process)
+            if key.kind != "file" and key not in self._gone:
+                found = self._found(key, mapping.name)
+                found.holders.add(pid)
+                found.mapped = True
+                if found.bytes is None or not found.exact:
+                    try:
+                        self._measured(key, found, self._host.stat(path))
+                    except ProcessLookupError:
+                        pass
+                    except OSError as error:
+                        # Absent: unmapped meanwhile, or a kernel without map_files.
+                        if not isinstance(error, FileNotFoundError):
+                            self._miss("size of a mapped object", error)
+                        blind[mapping.range] = key
+            if key in self._gone:
+                key = key._replace(kind="file")
+            mine.add(key)
+            self._example.setdefault(key, path)
+        if blind:
+            self._read_smaps(pid, blind)
+
+    def _key_of(self, mapping: MappedFile, internal: bool, process: Process) -> _Key:
+        if internal:
+            kind = _internal_kind(mapping.name)
+            if kind == "sysv":
+                return self._segment(mapping.inode, process)
+            return _Key(kind, mapping.device, mapping.inode)
+        return _Key("deletedOpen" if mapping.deleted else "file", mapping.device, mapping.inode)
+
+    def _segment(self, shmid: int, process: Process) -> _Key:
+        """A process that changed its IPC namespace after attaching makes this wrong; nothing in /proc tells."""
+        return _Key("sysv", "", shmid, process.ipc_ns if process.ipc_ns is not None else self._own_ipc)
+
+    def _measured(self, key: _Key, found: _Found, stat: FileStat) -> bool:
+        """Take the size. A "deleted" file that has a link left (a hard link, or a name that only ends so) is none."""
+        if key.kind == "deletedOpen" and stat.nlink > 0:
+            self._gone.add(key)
+            self._objects.pop(key, None)
+            return False
+        found.bytes, found.exact = stat.blocks * _BLOCK, True
+        return True
+
+    def _read_smaps(self, pid: int, blind: Mapping[str, _Key]) -> None:
+        """Where map_files is closed (CAP_CHECKPOINT_RESTORE) but the process is ours: what it has resident of each."""
+        try:
+            data = self._host.read(f"{self._host.proc}/{pid}/smaps")
+        except OSError:
+            return
+        sums: dict[_Key, int] = {}
+        key: _Key | None = None
+        for match in _SMAPS.finditer(data):
+            if match[1] is not None:
+                low, _, high = match[1].partition(b"-")
+                key = blind.get(f"{int(low, 16):x}-{int(high, 16):x}")
+            elif key is not None:
+                sums[key] = sums.get(key, 0) + int(match[2]) * 1024
+                key = None
+        for key, size in sums.items():
+            found = self._objects.get(key)
+            if found is not None and (found.bytes is None or (not found.exact and size > found.bytes)):
+                found.bytes, found.exact = size, False
+
+    def read_fds(self, pid: int) -> None:
+        base = f"{self._host.proc}/{pid}"
+        host = self._host
+        try:
+            names = host.listdir(f"{base}/fd")
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        except OSError as error:
+            self._miss("open files of a process", error)
+            return
+        for name in names:
+            try:
+                link = host.readlink(f"{base}/fd/{name}")
+                if not link.startswith("/"):
+                    continue
+                deleted = link.endswith(_DELETED)
+                if not deleted and link.startswith(("/dev/", "/proc/", "/sys/")):
+                    if link.startswith("/dev/dri/"):
+                        self._read_drm(host.read_small(f"{base}/fdinfo/{name}"))
+                    continue
+                if deleted:
+                    self._read_fd(pid, name, link, deleted)
+                else:
+                    self._named.append((pid, name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except PermissionError as error:  # names may be listed and yet nothing more be told, for all alike
+                self._miss("open files of a process", error)
+                return
+            except OSError as error:
+                self._miss("open file of a process", error)
+
+    def read_named_fds(self) -> None:
+        """Open files that have a name may be on a tmpfs that is mounted nowhere; the name doesn't tell."""
+        for pid, name in self._named:
+            try:
+                self._read_fd(pid, name, "", False)
+            except OSError:
+                continue  # vanished: what can't be read was counted before
+        self._named.clear()
+
+    def _read_fd(self, pid: int, name: str, link: str, deleted: bool) -> None:
+        """Never stat what may be on a network or FUSE filesystem: its server may not answer. The mount id says which.
+
+        What remains: a hostile process that puts a FUSE file in the descriptor's place within these microseconds.
+        """
+        path = f"{self._host.proc}/{pid}/fd/{name}"
+        mount_id = _mount_id(self._host.read_small(f"{self._host.proc}/{pid}/fdinfo/{name}"))
+        if mount_id is not None and mount_id not in self._device_of_mount:
+            self.learn_mounts()
+        if mount_id is None:  # before Linux 3.15
+            device: str | None = self._host.stat(path).device if deleted else None
+        elif mount_id in self._device_of_mount:
+            device = self._device_of_mount[mount_id]
+        else:
+            device = self._device_of_mount[mount_id] = self._probe(path)
+        if device is None:
+            return
+        if device in self._detached:
+            self._detached[device].holders.add(pid)
+        if not deleted:
+            return
+        shown = link[: -len(_DELETED)]
+        nameless = self._internal is None and device not in self._devices and shown.startswith("/memfd:")
+        if device == self._internal or nameless:
+            kind: str = _internal_kind(shown)
+        elif device in self._tmpfs:
+            kind = "deletedOpen"
+        else:
+            return
+        stat = self._host.stat(path)
+        if stat.device != device and mount_id is not None:
+            return  # the descriptor was closed and used again meanwhile
+        key = _Key(kind, device, stat.inode)
+        if kind == "sysv":  # a segment's file can be opened by way of map_files
+            key = self._segment(stat.inode, self._processes[pid])
+        if key in self._gone:
+            return
+        found = self._found(key, shown)
+        if self._measured(key, found, stat):
+            found.holders.add(pid)
+
+    def _read_drm(self, data: bytes) -> None:
+        """The graphics buffers of one client (Documentation/gpu/drm-usage-stats.rst) that are in system memory."""
+        values: dict[bytes, tuple[bytes, bytes]] = {}
+        for match in _DRM.finditer(data):
+            values.setdefault(match[1], (match[2], match[3] or b""))
+        client = tuple(values.get(name, (b"",))[0] for name in (b"drm-driver", b"drm-pdev", b"drm-client-id"))
+        size = 0
+        for name in _DRM_SYSTEM_MEMORY:
+            number, unit = values.get(name, (b"0", b""))
+            size += int(number) * _UNITS[unit] if number.isdigit() else 0
+        self._drm[client] = size
+
+    # --- filesystems that are mounted nowhere
+
+    def _probe(self, path: str) -> str | None:
+        """The device of an unknown mount; if it is a tmpfs, it joins those that are measured. Can't hang: a child
+        asks."""
+        if self._probes >= _MAX_PROBES or self._timeouts >= _MAX_TIMEOUTS:
+            self._count("file system that is in no mountinfo", "too many of them")
+            return None
+        self._probes += 1
+        try:
+            device, magic, *usage = self._host.observe(
+                f"file system at {path}",
+                lambda: namespaces.in_namespace_fds([], lambda: _usage_of(path), _PROBE_SECONDS),
+            )
+        except TimeoutError as error:
+            self._timeouts += 1
+            self._miss("file system that is in no mountinfo", error)
+            return None
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        except OSError as error:
+            self._miss("file system that is in no mountinfo", error)
+            return None
+        if magic == syscalls.TMPFS_MAGIC and device != self._internal and device not in self._tmpfs:
+            self._detached[device] = _Detached(FilesystemUsage(*usage), path)
+            self._tmpfs.add(device)
+        return str(device)
+
+    def probe_mapped(self) -> None:
+        """Mapped files of devices that no mountinfo has."""
+        self.learn_mounts()
+        unknown, self._unknown_maps = self._unknown_maps, {}
+        for device, paths in unknown.items():
+            if device in self._devices:
+                continue
+            if device not in self._detached and device not in self._tmpfs:
+                self._probe(next(iter(paths.values())))
+            if device in self._detached:
+                self._detached[device].holders.update(paths)
+                for pid in paths:
+                    self.read_maps(pid)
+
+    def probe_directories(self, pids: Iterable[int]) -> None:
+        """Tmpfs that are only held as somebody's working directory; /proc shows no device for these."""
+        self.learn_mounts()
+        known = [*self._devices, *self._tmpfs]
+        proc = self._host.proc
+        pids = list(pids)
+        try:
+            answer: Mapping[str, Any] = self._host.observe(
+                "directories on file systems in no mountinfo",
+                lambda: namespaces.in_namespace_fds([], lambda: _directories(proc, pids, known), _PROBE_SECONDS),
+            )
+        except OSError as error:
+            self._miss("working directories", error)
+            return
+        for device, (path, holders, *usage) in answer.items():
+            detached = _Detached(FilesystemUsage(*usage), str(path), set(holders))
+            if device != self._internal and device not in self._tmpfs:
+                self._detached[device] = detached
+                self._tmpfs.add(device)
+
+    # --- what it comes to
+
+    def _sums(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes by kind, and of deleted files by device."""
+        for key in self._huge:
+            self._objects.pop(key, None)
+        sums: dict[str, int] = dict.fromkeys(("sysv", "memfd", "sharedAnonymous", "deletedOpen", "kernelInternal"), 0)
+        deleted: dict[str, int] = {}
+        for key, found in self._objects.items():
+            sums[key.kind] += found.bytes or 0
+            if key.kind == "deletedOpen":
+                deleted[key.device] = deleted.get(key.device, 0) + (found.bytes or 0)
+        return sums, deleted
+
+    def _settle(self, sums: dict[str, int], tmpfs: int) -> tuple[int, int]:
+        """What is swapped and what is unattributed. Graphics buffers come last, into ``sums``: drivers count a shared
+        one once for each client, so they never get more than is left."""
+        known = tmpfs + sum(sums.values())
+        swapped = self._swapped(known)
+        remainder = self._total + swapped - known
+        graphics = min(sum(self._drm.values()) - sums["kernelInternal"], remainder)
+        if graphics > 0:
+            sums["kernelInternal"] += graphics
+            remainder -= graphics
+        return swapped, remainder
+
+    def is_unexplained(self) -> bool:
+        sums, deleted = self._sums()
+        _, remainder = self._settle(sums, self._tmpfs_bytes(deleted, {}))
+        return abs(remainder) > max(self._total // _UNEXPLAINED_SHARE, _UNEXPLAINED_BYTES)
+
+    def breakdown(self, *, looked: bool, deep: bool) -> Breakdown:
+        missing = dict(self._missing)
+        sums, deleted = self._sums()
+        self._doubt_segments(missing)
+        tmpfs = self._tmpfs_bytes(deleted, missing)
+        swapped, remainder = self._settle(sums, tmpfs)
+        return Breakdown(
+            total_bytes=self._total,
+            tmpfs_bytes=tmpfs,
+            sysv_bytes=sums["sysv"] if looked or self._tables else None,
+            memfd_bytes=sums["memfd"] if looked else None,
+            shared_anonymous_bytes=sums["sharedAnonymous"] if looked else None,
+            deleted_open_bytes=sums["deletedOpen"] if deep or deleted else None,
+            kernel_internal_bytes=sums["kernelInternal"] if looked else None,
+            swapped_bytes=swapped,
+            unattributed_bytes=remainder,
+            mapped_estimate_bytes=self._mapped_estimate(),
+            unreadable_rss_bytes=self._unreadable_rss,
+            deleted_open_by_device=deleted,
+            objects=tuple(sorted(self._frozen(), key=lambda one: (-(one.bytes or 0), one.kind, one.device, one.inode))),
+            detached=tuple(
+                DetachedSuperblock(
+                    device=device,
+                    size_bytes=one.usage.size_bytes or None,
+                    used_bytes=one.usage.used_bytes if one.usage.size_bytes else None,
+                    inodes_used=one.usage.inodes_used if one.usage.inodes else None,
+                    holders=tuple(sorted(one.holders)),
+                    access_path=one.access_path,
+                )
+                for device, one in sorted(self._detached.items())
+            ),
+            deep=deep,
+            unreadable=tuple(Unreadable(what, why, count) for (what, why), count in missing.items()),
+        )
+
+    def _tmpfs_bytes(self, deleted: Mapping[str, int], missing: dict[tuple[str, str], int]) -> int:
+        """A walk sees no deleted files, so only the kernel's own count has them to be taken off."""
+        total = 0
+        counted = {device: one.used_bytes for device, one in self._mounts.superblocks.items()}
+        for device, one in self._detached.items():
+            counted[device] = one.usage.used_bytes if one.usage.size_bytes else None
+        for device, used in counted.items():
+            if used is not None:
+                total += max(used - deleted.get(device, 0), 0)
+            elif device in self._walked:
+                total += self._walked[device]
+            else:
+                superblock = self._mounts.superblocks.get(device)
+                why = superblock.why_unknown if superblock else "mounted without a size limit"
+                missing[f"usage of tmpfs {device}", why or "unknown"] = 1
+        return total
+
+    def _doubt_segments(self, missing: dict[tuple[str, str], int]) -> None:
+        """A segment of huge pages that nobody is attached to looks like any other, and its pages are not in Shmem."""
+        page = self._fields.get("Hugepagesize", 0)
+        if not page or not (self._fields.get("HugePages_Total", 0) or self._fields.get("Hugetlb", 0)):
+            return
+        doubt = ("System V segment without a process, counted as if it had no huge pages", "the kernel does not tell")
+        for key, found in self._objects.items():
+            if key.kind == "sysv" and not found.mapped and found.bytes and found.bytes % page == 0:
+                missing[doubt] = missing.get(doubt, 0) + 1
+
+    def _swapped(self, known: int) -> int:
+        """How much of what is known is in swap. The swap that no process's VmSwap explains, at least what the segments
+        say and what exceeds Shmem, at most the swap in use. VmSwap counts a page shared after fork once per process."""
+        used = self._fields.get("SwapTotal", 0) - self._fields.get("SwapFree", 0)
+        if used <= 0:
+            return 0
+        explained = sum(process.swap_bytes for process in self._processes.values())
+        estimate = used - self._fields.get("SwapCached", 0) - explained
+        segments = sum(found.swap_bytes for found in self._objects.values())
+        return min(max(estimate, segments, known - self._total, 0), used)
+
+    def _mapped_estimate(self) -> int | None:
+        """Processes that map a common object form a group: in it, at least the largest RssShmem and at most the sum of
+        them and the sum of the objects' sizes; that upper bound is taken."""
+        leader: dict[object, object] = {}
+
+        def find(node: object) -> object:
+            while (above := leader.setdefault(node, node)) != node:
+                leader[node] = node = leader[above]
+            return node
+
+        rss: dict[int, int] = {}
+        for pid, process in self._processes.items():
+            if process.rss_shmem_bytes is None and process.has_mm:
+                return None
+            if process.rss_shmem_bytes:
+                rss[pid] = process.rss_shmem_bytes
+                for key in self._maps_of.get(pid, ()):
+                    leader[find(key)] = find(pid)
+        groups: dict[object, list[int]] = {}
+        for pid in rss:
+            groups.setdefault(find(pid), []).append(pid)
+        total = 0
+        for members in groups.values():
+            bound = sum(rss[pid] for pid in members)
+            if len(members) > 1:
+                keys = {key for pid in members for key in self._maps_of.get(pid, ())}
+                sizes = [self._size(key) for key in keys]
+                if None not in sizes and all(pid in self._maps_of for pid in members):
+                    bound = min(bound, sum(size or 0 for size in sizes))
+                bound = max(bound, *(rss[pid] for pid in members))
+            total += bound
+        return min(total, self._total)
+
+    def _size(self, key: _Key) -> int | None:
+        found = self._objects.get(key)
+        if found is not None:
+            return found.bytes if found.exact else None
+        try:
+            return self._host.stat(self._example[key]).blocks * _BLOCK
+        except OSError:
+            return None
+
+    def _frozen(self) -> Iterator[ShmemObject]:
+        for key, found in self._objects.items():
+            if found.bytes == 0:
+                continue
+            cgroups = {self._processes[pid].cgroup for pid in found.holders}
+            yield ShmemObject(
+                kind=key.kind,  # type: ignore[arg-type]
+                device=key.device or self._internal or "",
+                inode=key.inode,
+                bytes=found.bytes,
+                exact=found.exact,
+                name=found.name,
+                holders=tuple(sorted(found.holders)),
+                mapped=found.mapped,
+                cgroups=tuple(sorted(cgroup for cgroup in cgroups if cgroup is not None)),
+                ipc_ns=key.ipc_ns,
+                creator_pid=found.creator_pid,
+            )
+
+    def _found(self, key: _Key, name: str) -> _Found:
+        found = self._objects.get(key)
+        if found is None:
+            found = self._objects[key] = _Found(name)
+        return found
+
+    def _miss(self, what: str, error: OSError, count: int = 1) -> None:
+        self._count(what, error.strerror or str(error), count)
+
+    def _count(self, what: str, why: str, count: int = 1) -> None:
+        self._missing[what, why] = self._missing.get((what, why), 0) + count
+
+
+def _has_memory(processes: Mapping[int, Process], pid: int) -> bool:
+    process = processes.get(pid)
+    return process is not None and process.has_mm and not process.kernel_thread
+
+
+def _internal_kind(name: str) -> Kind:
+    """By the names the kernel gives (mm/memfd.c, ipc/shm.c, mm/shmem.c); drivers choose their own ("drm mm object")."""
+    if name.startswith("/memfd:"):
+        return "memfd"
+    if name.startswith("/SYSV"):
+        return "sysv"
+    return "sharedAnonymous" if name == "/dev/zero" else "kernelInternal"
+
+
+def _mount_id(fdinfo: bytes) -> bytes | None:
+    """None before Linux 3.15."""
+    at = fdinfo.find(b"\nmnt_id:")
+    return fdinfo[at + 8 : fdinfo.find(b"\n", at + 8)].strip() if at >= 0 else None
+
+
+def _fdinfo(data: bytes) -> dict[bytes, bytes]:
+    return {name: value.strip() for name, _, value in (line.partition(b":") for line in data.split(b"\n"))}
+
+
+def _unescape(name: bytes) -> str:
+    """maps writes only a newline as octal, so a backslash and three digits in a real name can't be told from it."""
+    return os.fsdecode(name.replace(b"\\012", b"\n"))
+
+
+# --- run on the live kernel only, by way of Host.observe: JSON values
+
+
+def _internal_mount() -> list[str]:
+    fd = os.memfd_create("nodemem")
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            mount_id = _mount_id(file.read()) or b""
+        return [device_number(os.fstat(fd).st_dev), mount_id.decode("ascii")]
+    finally:
+        os.close(fd)
+
+
+def _read_tables(proc: str, wanted: Mapping[int, int]) -> dict[str, str | list[int]]:
+    """In a child: the segments of each IPC namespace as text, or the errno. Namespaces without a segment are left
+    out."""
+    tables: dict[str, str | list[int]] = {}
+    for inode, pid in wanted.items():
+        try:
+            fd = os.open(f"{proc}/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_ino != inode:
+                    continue
+                syscalls.setns(fd)
+            finally:
+                os.close(fd)
+            with open(f"{proc}/sysvipc/shm", "rb") as file:
+                data = file.read()
+            if data.count(b"\n") > 1:
+                tables[str(inode)] = os.fsdecode(data)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError as error:
+            tables[str(inode)] = [error.errno or errno.EIO]
+    return tables
+
+
+def _usage_of(path: str) -> list[str | int]:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _usage_of_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def _usage_of_fd(fd: int) -> list[str | int]:
+    magic = syscalls.fd_magic(fd)
+    vfs = os.fstatvfs(fd)
+    used = (vfs.f_blocks - vfs.f_bfree) * vfs.f_frsize
+    return [syscalls.fd_device(fd), magic, vfs.f_blocks * vfs.f_frsize, used, vfs.f_files, vfs.f_files - vfs.f_ffree]
+
+
+def _directories(proc: str, pids: Iterable[int], known: Collection[str]) -> dict[str, list[Any]]:
+    """In a child: of each tmpfs not ``known`` that somebody has as working directory: path, holders, usage."""
+    known = set(known)
+    found: dict[str, list[Any]] = {}
+    holders: dict[str, list[int]] = {}
+    for pid in pids:
+        path = f"{proc}/{pid}/cwd"
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            device = syscalls.fd_device(fd)
+            if device in known:
+                continue
+            if device not in found:
+                _, magic, *usage = _usage_of_fd(fd)
+                if magic != syscalls.TMPFS_MAGIC:
+                    known.add(device)
+                    continue
+                found[device] = [path, holders.setdefault(device, []), *usage]
+            holders[device].append(pid)
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return found

@@ -1,0 +1,388 @@
+"""A snapshot as MemoryReport.status: the figures people and the API server see, in lists of bounded length."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nodemem import __version__
+from nodemem.kernel import oom
+from nodemem.kernel.host import Unreadable
+from nodemem.kernel.mounts import Superblock
+from nodemem.kernel.procfs import Process
+from nodemem.node import trends
+from nodemem.node.owners import ContainerRef, KernelRef, Owner, PodRef, ServiceRef, TmpfsOwner
+from nodemem.node.snapshot import Snapshot
+from nodemem.node.status import (
+    Condition,
+    ContainerStatus,
+    KernelStatus,
+    MemoryStatus,
+    Omitted,
+    OomScoreAdjRange,
+    ProcessStatus,
+    ReportStatus,
+    ShmemObjectStatus,
+    ShmemStatus,
+    TmpfsEntryStatus,
+    TmpfsOwnerStatus,
+    TmpfsStatus,
+    to_plain,
+)
+from nodemem.node.units import timestamp
+from nodemem.node.verdict import verdict
+
+API_VERSION = "nodemem.io/v1alpha1"
+TMPFS_LISTED = 20
+CONTAINERS_LISTED = 40
+LARGEST_LISTED = 5
+WRITERS_LISTED = 5
+
+
+def observe(history: trends.History, snapshot: Snapshot) -> None:
+    """Add the snapshot's figures to the history that growth is computed from."""
+    figures = [("shmem", snapshot.memory.partition.shmem_bytes)]
+    if (available := snapshot.memory.partition.available_bytes) is not None:
+        figures.append(("available", available))
+    figures += [
+        (f"tmpfs {device}", each.used_bytes)
+        for device, each in snapshot.mounts.superblocks.items()
+        if each.used_bytes is not None
+    ]
+    history.observe(snapshot.observed_at, figures)
+
+
+def build(
+    snapshot: Snapshot,
+    history: trends.History,
+    *,
+    everything: bool = False,
+    tmpfs_listed: int = TMPFS_LISTED,
+    containers_listed: int = CONTAINERS_LISTED,
+) -> ReportStatus:
+    """``everything``: complete lists, every process and every shmem object (``--all``)."""
+    memory = _memory(snapshot)
+    shmem = _shmem(snapshot, history, everything)
+    ranked = sorted(snapshot.mounts.superblocks.values(), key=lambda each: (-(each.used_bytes or 0), each.device))
+    full_in = {}
+    for each in ranked:
+        room = None if each.size_bytes is None or each.used_bytes is None else each.size_bytes - each.used_bytes
+        left = trends.seconds_until(room, history.bytes_per_hour(f"tmpfs {each.device}"))
+        if left is not None:
+            full_in[each.device] = left
+    listed = ranked if everything else ranked[:tmpfs_listed]
+    tmpfs = tuple(_tmpfs(snapshot, history, each, full_in.get(each.device)) for each in listed)
+    containers = _containers(snapshot)
+    available_growth = history.bytes_per_hour("available")
+    largest = max(snapshot.processes.values(), key=lambda process: process.rss_bytes, default=None)
+    return ReportStatus(
+        observed_at=timestamp(snapshot.observed_at),
+        agent_version=__version__,
+        verdict=verdict(
+            memory,
+            shmem,
+            tmpfs,
+            full_in=full_in,
+            recent={device: each.recent_bytes for device, each in snapshot.inspections.items()},
+            exhausted_in=trends.seconds_until(
+                memory.available_bytes, None if available_growth is None else -available_growth
+            ),
+            holders=_main_holders(snapshot),
+            largest_process=(largest.comm, largest.rss_bytes) if largest is not None else None,
+            other=snapshot.memory.partition.other,
+        ),
+        kernel=_kernel(snapshot),
+        memory=memory,
+        shmem=shmem,
+        tmpfs=tmpfs,
+        containers=containers if everything else containers[:containers_listed],
+        conditions=_conditions(snapshot),
+        omitted=Omitted(
+            tmpfs=len(ranked) - len(tmpfs),
+            containers=0 if everything else max(0, len(containers) - containers_listed),
+        ),
+        processes=_processes(snapshot) if everything else None,
+    )
+
+
+def as_object(status: ReportStatus, node_name: str | None) -> dict[str, Any]:
+    """The MemoryReport that ``-o json`` prints. Unknown values are null."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "MemoryReport",
+        "metadata": {"name": node_name or "unknown"},
+        "status": to_plain(status),
+    }
+
+
+def merged(unreadable: Iterable[Unreadable]) -> list[Unreadable]:
+    """One entry for each thing and reason, with the counts added up."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in unreadable:
+        counts[each.what, each.why] += each.count
+    return [Unreadable(what, why, count) for (what, why), count in counts.items()]
+
+
+def owner_name(owner: Owner | None) -> str | None:
+    """A process's owner in a word: a unit, a container's short id, a pod, ``kernel``."""
+    match owner:
+        case ContainerRef():
+            return f"container {owner.container_id[:12]}"
+        case PodRef():
+            return f"pod {owner.pod_uid}"
+        case ServiceRef():
+            return owner.unit
+        case KernelRef():
+            return "kernel"
+        case None:
+            return None
+
+
+def _kernel(snapshot: Snapshot) -> KernelStatus:
+    facts, partition = snapshot.facts, snapshot.memory.partition
+    return KernelStatus(
+        release=facts.release,
+        oom_generation=str(snapshot.probe.generation),
+        cgroup=snapshot.hierarchy.version,
+        swap_bytes=partition.swap_total_bytes,
+        swap_used_bytes=partition.swap_total_bytes - partition.swap_free_bytes,
+        panic_on_oom=facts.panic_on_oom,
+        oom_kill_allocating_task=facts.oom_kill_allocating_task,
+        page_size_bytes=snapshot.page_size,
+        uptime_seconds=facts.uptime_seconds,
+    )
+
+
+def _memory(snapshot: Snapshot) -> MemoryStatus:
+    part = snapshot.memory.partition
+    return MemoryStatus(
+        total_bytes=part.total_bytes,
+        available_bytes=part.available_bytes,
+        hidden_bytes=part.hidden_bytes,
+        free_bytes=part.free_bytes,
+        anonymous_bytes=part.anonymous_bytes,
+        page_cache_bytes=part.page_cache_bytes,
+        buffers_bytes=part.buffers_bytes,
+        shmem_bytes=part.shmem_bytes,
+        slab_reclaimable_bytes=part.slab_reclaimable_bytes,
+        slab_unreclaimable_bytes=part.slab_unreclaimable_bytes,
+        kernel_stack_bytes=part.kernel_stack_bytes,
+        page_tables_bytes=part.page_tables_bytes,
+        vmalloc_bytes=part.vmalloc_bytes,
+        per_cpu_bytes=part.per_cpu_bytes,
+        huge_pages_bytes=part.huge_pages_bytes,
+        other_bytes=part.other_bytes,
+        unaccounted_bytes=part.unaccounted_bytes,
+    )
+
+
+def _shmem(snapshot: Snapshot, history: trends.History, everything: bool) -> ShmemStatus:
+    found = snapshot.shmem
+    return ShmemStatus(
+        total_bytes=found.total_bytes,
+        tmpfs_bytes=found.tmpfs_bytes,
+        sysv_bytes=found.sysv_bytes,
+        memfd_bytes=found.memfd_bytes,
+        shared_anonymous_bytes=found.shared_anonymous_bytes,
+        deleted_open_bytes=found.deleted_open_bytes,
+        kernel_internal_bytes=found.kernel_internal_bytes,
+        swapped_bytes=found.swapped_bytes,
+        unattributed_bytes=found.unattributed_bytes,
+        growth_bytes_per_hour=_whole(history.bytes_per_hour("shmem")),
+        deep=found.deep,
+        objects=tuple(
+            ShmemObjectStatus(
+                kind=each.kind,
+                device=each.device or None,
+                inode=each.inode,
+                bytes=each.bytes,
+                name=each.name,
+                holders=each.holders,
+                container_id=_common_container(snapshot, each.holders),
+            )
+            for each in found.objects
+        )
+        if everything
+        else None,
+    )
+
+
+def _common_container(snapshot: Snapshot, pids: Sequence[int]) -> str | None:
+    ids = {ref.container_id if (ref := snapshot.container_of(pid)) else None for pid in pids}
+    return ids.pop() if len(ids) == 1 else None
+
+
+def _main_holders(snapshot: Snapshot) -> dict[str, str]:
+    """For each kind of shmem object, by status field: the process that holds the largest one."""
+    fields = {
+        "sysv": "sysv_bytes",
+        "memfd": "memfd_bytes",
+        "sharedAnonymous": "shared_anonymous_bytes",
+        "deletedOpen": "deleted_open_bytes",
+    }
+    largest: dict[str, tuple[int, str]] = {}
+    for each in snapshot.shmem.objects:
+        holder = next((snapshot.processes[pid] for pid in each.holders if pid in snapshot.processes), None)
+        name = fields.get(each.kind)
+        if name is not None and holder is not None and (each.bytes or 0) > largest.get(name, (0, ""))[0]:
+            largest[name] = (each.bytes or 0, f"{holder.comm} (pid {holder.pid})")
+    return {name: text for name, (_, text) in largest.items()}
+
+
+def _tmpfs(snapshot: Snapshot, history: trends.History, superblock: Superblock, full_in: float | None) -> TmpfsStatus:
+    owner = snapshot.tmpfs_owners[superblock.device]
+    inspection = snapshot.inspections.get(superblock.device)
+    used = superblock.used_bytes
+    if used is None and inspection is not None and inspection.stopped is None:
+        used = inspection.found_bytes  # without a limit the kernel keeps no count, but every file was seen
+    largest: tuple[TmpfsEntryStatus, ...] = ()
+    if inspection is not None:
+        entries: list[tuple[str, int, float | None]] = [
+            (each.path, each.bytes, each.mtime) for each in inspection.files
+        ]
+        entries += [(f"{each.path}/", each.bytes, None) for each in inspection.directories if each.path != "/"]
+        entries.sort(key=lambda entry: (-entry[1], entry[0]))
+        largest = tuple(
+            TmpfsEntryStatus(path, size, file_time(modified)) for path, size, modified in entries[:LARGEST_LISTED]
+        )
+    return TmpfsStatus(
+        device=superblock.device,
+        mount_point=owner.path,
+        scope=owner.kind if owner.kind in ("Host", "EmptyDir", "SharedMemory") else "Other",
+        owner=_tmpfs_owner(owner),
+        size_bytes=superblock.size_bytes,
+        unlimited=superblock.unlimited,
+        used_bytes=used,
+        inodes=superblock.inodes,
+        inodes_used=superblock.inodes_used,
+        growth_bytes_per_hour=_whole(history.bytes_per_hour(f"tmpfs {superblock.device}")),
+        full_at=None if full_in is None else _later(snapshot.observed_at, full_in),
+        written_by=_writers(snapshot, superblock.device),
+        journal_bytes=inspection.journal_bytes if inspection is not None else None,
+        largest=largest,
+        inspection_stopped=inspection.stopped if inspection is not None else None,
+        why_unknown=superblock.why_unknown if used is None else None,
+    )
+
+
+def _writers(snapshot: Snapshot, device: str) -> tuple[str, ...]:
+    """Names of the processes that have most files of it open for writing, each name once."""
+    names = (snapshot.processes[each.pid].comm for each in snapshot.writers.get(device, ()))
+    return tuple(dict.fromkeys(names))[:WRITERS_LISTED]
+
+
+def _tmpfs_owner(owner: TmpfsOwner) -> TmpfsOwnerStatus:
+    return TmpfsOwnerStatus(
+        kind=owner.kind, pod_uid=owner.pod_uid, volume=owner.volume, container_id=owner.container_id
+    )
+
+
+def _later(now: float, seconds: float) -> str | None:
+    """None beyond a year: nobody plans for that, and a calendar has an end."""
+    return timestamp(now + seconds) if seconds < 366 * 86400 else None
+
+
+def _containers(snapshot: Snapshot) -> tuple[ContainerStatus, ...]:
+    found = []
+    for container in snapshot.containers.values():
+        adjs = [
+            adj
+            for pid in container.pids
+            if (process := snapshot.processes.get(pid)) is not None and (adj := process.oom_score_adj) is not None
+        ]
+        cgroup = container.cgroup
+        found.append(
+            ContainerStatus(
+                id=container.ref.container_id,
+                name=None,
+                pod_name=None,
+                pod_namespace=None,
+                pod_uid=container.ref.pod_uid,
+                qos=container.ref.qos,
+                cgroup=container.path,
+                usage_bytes=cgroup.usage_bytes if cgroup else None,
+                limit_bytes=cgroup.limit_bytes if cgroup else None,
+                shmem_bytes=cgroup.shmem_bytes if cgroup else None,
+                oom_score_adj=OomScoreAdjRange(min(adjs), max(adjs)) if adjs else None,
+                processes=len(container.pids),
+            )
+        )
+    found.sort(key=lambda each: (-(each.shmem_bytes or 0), -(each.usage_bytes or 0), each.id))
+    return tuple(found)
+
+
+def _processes(snapshot: Snapshot) -> tuple[ProcessStatus, ...]:
+    """User processes, largest first; kernel threads hold no memory of their own."""
+    score = oom_scores(snapshot)
+    return tuple(
+        ProcessStatus(
+            pid=process.pid,
+            comm=process.comm,
+            container_id=ref.container_id if (ref := snapshot.container_of(process.pid)) else None,
+            owner=owner_name(snapshot.process_owners.get(process.pid)),
+            rss_anon_bytes=process.rss_anon_bytes,
+            rss_file_bytes=process.rss_file_bytes,
+            rss_shmem_bytes=process.rss_shmem_bytes,
+            rss_bytes=process.rss_bytes,
+            swap_bytes=process.swap_bytes,
+            page_tables_bytes=process.page_tables_bytes,
+            oom_score_adj=process.oom_score_adj,
+            oom_score=score.get(process.pid),
+        )
+        for process in sorted(snapshot.processes.values(), key=lambda process: (-process.rss_bytes, process.pid))
+        if not process.kernel_thread
+    )
+
+
+def oom_scores(snapshot: Snapshot) -> dict[int, int]:
+    """What /proc/<pid>/oom_score reads, computed; empty on a kernel whose generation is unknown."""
+    rules = snapshot.probe.rules
+    if rules is None:
+        return {}
+    total = node_totalpages(snapshot)
+    scores = {}
+    for task in tasks_of(snapshot):
+        value = oom.oom_score(task, total, rules)
+        if value is not None:
+            scores[task.pid] = value
+    return scores
+
+
+def node_ranking(snapshot: Snapshot) -> tuple[oom.Ranked, ...]:
+    """User processes in the order in which an OOM of the node takes them, the unkillable last."""
+    rules = snapshot.probe.rules or oom.rules_for(None, oom.Generation.ACCURATE)
+    tasks = [each for each in tasks_of(snapshot) if not each.kernel_thread]
+    ordered, order = oom.in_scan_order(tasks, rules)
+    return oom.predict(ordered, node_totalpages(snapshot), rules, oom.Knobs(), order).ranking
+
+
+def tasks_of(snapshot: Snapshot) -> list[oom.Task]:
+    return oom.tasks_from(snapshot.processes.values(), snapshot.page_size)
+
+
+def node_totalpages(snapshot: Snapshot) -> int:
+    part = snapshot.memory.partition
+    return oom.global_totalpages(part.total_bytes, part.swap_total_bytes, snapshot.page_size)
+
+
+def _conditions(snapshot: Snapshot) -> tuple[Condition, ...]:
+    """``Complete`` says whether everything could be read and, if not, what is missing and why."""
+    missing = merged(snapshot.unreadable)
+    now = timestamp(snapshot.observed_at)
+    if not missing:
+        return (Condition("Complete", "True", "AllRead", "Everything could be read.", now),)
+    text = "; ".join(
+        f"{each.what}: {each.why}" + (f" ({each.count} times)" if each.count > 1 else "") for each in missing
+    )
+    return (Condition("Complete", "False", "Unreadable", text if len(text) <= 1024 else text[:1021] + "...", now),)
+
+
+def file_time(mtime: float | None) -> str | None:
+    """A file's owner may have set any time: what no calendar has is unknown."""
+    try:
+        return None if mtime is None else timestamp(mtime)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

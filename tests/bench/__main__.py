@@ -1,0 +1,195 @@
+"""``python -m bench``: measure every row against the yardstick, interleaved, and print the table."""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.node import FILE_BYTES, LIMIT_BYTES, TMPFS, TMPFS_BYTES, Node, build, synthetic_node
+from bench.rows import ROWS, Row
+
+WARMING = 13
+"""Scans before a steady one is measured: until nothing is new to a process table, and each process had its turn."""
+
+
+class Coprocess:
+    """A measured program: a line to its stdin makes it do one pass, a line from its stdout is the answer."""
+
+    def __init__(self, *command: str) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: str = "") -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(question + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"bench: {self._process.args!r} ended without an answer")
+        return answer
+
+    def close(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+@contextmanager
+def coprocess(*command: str) -> Iterator[Coprocess]:
+    program = Coprocess(*command)
+    try:
+        yield program
+    finally:
+        program.close()
+
+
+def subject(row: Row) -> list[str]:
+    return [sys.executable, "-m", "bench.subject", row.name]
+
+
+@dataclass(slots=True)
+class Measured:
+    """CPU milliseconds of every round, by row name; ``yardstick_ms`` of the same rounds."""
+
+    processes: int
+    counts: str = ""
+    yardstick_ms: list[float] = field(default_factory=list)
+    yardstick_processes_ms: list[float] = field(default_factory=list)
+    cpu_ms: dict[str, list[float]] = field(default_factory=dict)
+    rss_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def wrong(node: Node, found: dict[str, Any]) -> list[str]:
+    """Differences between a scan and what the generator and a plain read of /proc say."""
+    complaints = []
+    if "processes" in found:
+        for pid, truth in node.processes.items():
+            got = found["processes"].get(str(pid))
+            status = Path(f"/proc/{pid}/status").read_text()
+            kib = {kind: int(size) for kind, size in re.findall(r"^Rss(\w+):\s+(\d+) kB$", status, re.M)}
+            namespace = int(re.sub(r"\D", "", os.readlink(f"/proc/{pid}/ns/mnt")))
+            want = [truth.cgroup, truth.oom_score_adj, kib["Anon"] * 1024, kib["File"] * 1024, truth.shmem_bytes]
+            if got != [*want, namespace]:
+                complaints.append(f"pid {pid}: found {got}, expected {[*want, namespace]}")
+    if "limits" in found:
+        for path in node.containers:
+            if found["limits"].get(path) != LIMIT_BYTES:
+                complaints.append(f"limit of {path}: found {found['limits'].get(path)}, expected {LIMIT_BYTES}")
+    if "tmpfs" in found and (count := found["tmpfs"].count([TMPFS_BYTES, FILE_BYTES])) != TMPFS:
+        complaints.append(f"tmpfs: found {count} of {TMPFS_BYTES} bytes with {FILE_BYTES} in use, expected {TMPFS}")
+    return complaints
+
+
+def measure(processes: int, rounds: int, rows: list[Row]) -> Measured:
+    measured = Measured(processes)
+    with synthetic_node(processes) as node:
+        program = build("yardstick.c", node.scratch)
+        yardstick = Coprocess(str(program), str(node.memory_root), node.cgroup_version)
+        steady = {row.name: Coprocess(*subject(row)) for row in rows if row.kind == "steady"}
+        try:
+            yardstick.ask()
+            for _ in range(WARMING):
+                node.touch()
+                for program_of_row in steady.values():
+                    program_of_row.ask()
+            for row in rows:
+                node.touch()
+                if row.kind == "steady":
+                    found = json.loads(steady[row.name].ask("check"))["found"]
+                else:
+                    with coprocess(*subject(row)) as fresh:
+                        found = json.loads(fresh.ask("check"))["found"]
+                if complaints := wrong(node, found):
+                    raise SystemExit(
+                        f"bench: '{row.name}' is wrong in {len(complaints)} places; no ratio of a wrong result\n"
+                        + "\n".join(complaints[:5])
+                    )
+            for _ in range(rounds):
+                node.touch()
+                total, part, *counts = yardstick.ask().split()
+                measured.yardstick_ms.append(float(total))
+                measured.yardstick_processes_ms.append(float(part))
+                names = ("processes", "mount namespaces", "tmpfs", "containers")
+                measured.counts = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=False))
+                for row in rows:
+                    if row.kind == "steady":
+                        answer = json.loads(steady[row.name].ask())
+                    else:
+                        with coprocess(*subject(row)) as fresh:
+                            answer = json.loads(fresh.ask())
+                    measured.cpu_ms.setdefault(row.name, []).append(answer["cpu_ms"])
+                    measured.rss_bytes[row.name] = answer["rss_bytes"]
+        finally:
+            yardstick.close()
+            for program_of_row in steady.values():
+                program_of_row.close()
+    return measured
+
+
+def print_table(measured: Measured, rows: list[Row]) -> bool:
+    """The ratios of one node. True if every budget is kept."""
+    base = statistics.median(measured.yardstick_ms)
+    part = statistics.median(measured.yardstick_processes_ms)
+    print(f"\nsynthetic node: {measured.counts}; medians of {len(measured.yardstick_ms)} interleaved rounds")
+    print(f"{'scanner':<44}{'CPU ms':>9}{'/ C reads all':>15}{'budget':>9}{'RSS MB':>9}")
+    print(f"{'C reads all (yardstick)':<44}{base:>9.1f}{1:>15.2f}")
+    print(f"{'  of it, the files of the processes':<44}{part:>9.1f}{part / base:>15.2f}")
+    kept = True
+    for row in rows:
+        # The ratio of each round, then the median: a slow moment of the machine slows both sides of its round.
+        ratios = [mine / its for mine, its in zip(measured.cpu_ms[row.name], measured.yardstick_ms, strict=True)]
+        ratio = statistics.median(ratios)
+        budget = "" if row.budget is None else f"{row.budget:.1f}"
+        over = row.budget is not None and ratio > row.budget
+        kept = kept and not over
+        print(
+            f"{row.name:<44}{statistics.median(measured.cpu_ms[row.name]):>9.1f}{ratio:>15.2f}{budget:>9}"
+            f"{measured.rss_bytes[row.name] / 1e6:>9.1f}{'  OVER' if over else ''}"
+        )
+    return kept
+
+
+def print_growth(small: Measured, large: Measured, rows: list[Row]) -> bool:
+    """CPU of the large node against the small one. The budget is 5 for 5,000 processes against 1,000."""
+    factor = large.processes / small.processes
+    print(f"\n{large.processes} processes against {small.processes}, CPU (budget {factor:.0f})")
+    kept = True
+    for row in rows:
+        growth = statistics.median(large.cpu_ms[row.name]) / statistics.median(small.cpu_ms[row.name])
+        over = row.budget is not None and growth > factor
+        kept = kept and not over
+        print(f"{row.name:<44}{growth:>9.2f}{'  OVER' if over else ''}")
+    return kept
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--processes", type=int, help="one node of this size (default: 1000, then 5000)")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 15)")
+    parser.add_argument("--quick", action="store_true", help="a node of 1000, five rounds")
+    parser.add_argument("--row", action="append", metavar="WORD", help="only rows with this word in their name")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        raise SystemExit("bench: needs root, for cgroups and mount namespaces")
+    rows = [row for row in ROWS if not options.row or any(word in row.name for word in options.row)]
+    rounds = options.rounds or (5 if options.quick else 15)
+    sizes = [options.processes] if options.processes else [1000] if options.quick else [1000, 5000]
+    kept = True
+    results = []
+    for size in sizes:
+        results.append(measure(size, rounds, rows))
+        kept = print_table(results[-1], rows) and kept
+    if len(results) == 2:
+        kept = print_growth(results[0], results[1], rows) and kept
+    return 0 if kept else 1
+
+
+sys.exit(main())

@@ -1,0 +1,225 @@
+"""A synthetic Kubernetes node of known truth: pods as kubelet lays them out, made of small C processes.
+
+110 pods, 330 containers with a memory cgroup and a mount namespace each, 302 tmpfs. Needs root. Everything is under one
+memory cgroup named after this process, and goes away with the ``with`` block; the processes also with this process.
+"""
+
+import array
+import ctypes
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from types import FrameType
+
+PODS = 110
+CONTAINERS_PER_POD = 3
+TMPFS = 302
+TMPFS_BYTES = 1024 * 1024
+FILE_BYTES = 16 * 1024
+SHARED_BYTES = 32 * 1024
+LIMIT_BYTES = 256 * 1024 * 1024
+_PARENT = "nodemem-bench-"
+_PR_SET_CHILD_SUBREAPER = 36
+_HERE = Path(__file__).parent
+_QOS = (("", "-997"), ("burstable/", "900"), ("besteffort/", "1000"))
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What the generator knows of one process."""
+
+    cgroup: str
+    oom_score_adj: int
+    shmem_bytes: int
+
+
+@dataclass(slots=True)
+class Node:
+    """The running node: ``processes`` by pid, ``containers`` as cgroup paths, ``scratch`` a directory for programs."""
+
+    memory_root: Path
+    cgroup_version: str
+    processes: dict[int, Truth]
+    containers: list[str]
+    reports: int
+    scratch: Path
+
+    @property
+    def active(self) -> list[int]:
+        """A fifth of the processes: those that ``touch`` changes."""
+        return sorted(self.processes)[::5]
+
+    def touch(self) -> None:
+        """Every active process grows or shrinks; returns when all have."""
+        active = self.active
+        for pid in active:
+            os.kill(pid, signal.SIGUSR1)
+        _collect(self.reports, len(active))
+
+
+def build(source: str, into: Path, *options: str) -> Path:
+    """Compile a C file of this directory."""
+    program = into / Path(source).stem
+    subprocess.run(["cc", "-O2", *options, str(_HERE / source), "-o", str(program)], check=True)
+    return program
+
+
+@contextmanager
+def synthetic_node(processes: int) -> Iterator[Node]:
+    """A node of about ``processes`` processes: a pause process per pod, the others spread over the containers."""
+    per_container = max(1, round((processes - PODS) / (PODS * (CONTAINERS_PER_POD - 1))))
+    with ExitStack() as stack:
+        stack.enter_context(_stoppable())
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        root, version = _memory_hierarchy()
+        _remove_abandoned(root)
+        top = root / f"{_PARENT}{os.getpid()}"
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix=f"{_PARENT}{os.getpid()}-")))
+        pod_program = build("pod.c", scratch, "-static")
+        for number in range(3):
+            (scratch / str(number)).mkdir()
+        reading, writing = os.pipe()
+        stack.callback(os.close, reading)
+        stack.callback(os.close, writing)
+        pods: list[subprocess.Popen[bytes]] = []
+        known: dict[int, Truth] = {}
+        stack.callback(_remove_tree, top)
+        stack.callback(_stop, pods, top)
+        containers: list[str] = []
+        for pod in range(PODS):
+            qos, adj = _QOS[pod % len(_QOS)]
+            paths = _make_cgroups(root, top, version, qos, pod)
+            tmpfs = TMPFS // PODS + (pod < TMPFS % PODS)
+            command = [str(pod_program), str(scratch), str(tmpfs), str(per_container), adj, str(writing)]
+            command += [f"{root}{path}/cgroup.procs" for path in paths]
+            pods.append(subprocess.Popen(command, pass_fds=[writing]))
+            first = len(containers)
+            containers += paths
+            for pid, container, actual_adj in _collect(reading, 1 + per_container * (len(paths) - 1)):
+                known[pid] = Truth(containers[first + container], actual_adj, 0)
+        leaders = {pod.pid for pod in pods}
+        # The first process of each container but the sandbox has the shared memory; its forks came before that.
+        for pid, truth in known.items():
+            if pid not in leaders and os.fsencode("app") == Path(f"/proc/{pid}/comm").read_bytes().strip():
+                known[pid] = Truth(truth.cgroup, truth.oom_score_adj, SHARED_BYTES)
+        yield Node(root, version, known, containers, reading, scratch)
+
+
+def _memory_hierarchy() -> tuple[Path, str]:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, options, *_ = line.split()
+        if kind == "cgroup" and "memory" in options.split(","):
+            return Path(point), "v1"
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(point), "v2"
+    raise SystemExit("bench: no cgroup hierarchy with the memory controller is mounted")
+
+
+def _make_cgroups(root: Path, top: Path, version: str, qos: str, pod: int) -> list[str]:
+    uid = hashlib.sha256(f"pod {pod}".encode()).hexdigest()
+    uid = f"{uid[:8]}-{uid[8:12]}-{uid[12:16]}-{uid[16:20]}-{uid[20:32]}"
+    paths = []
+    for container in range(CONTAINERS_PER_POD):
+        name = hashlib.sha256(f"container {pod} {container}".encode()).hexdigest()
+        path = top / "kubepods" / f"{qos}pod{uid}" / name
+        path.mkdir(parents=True)
+        if version == "v2":
+            for parent in reversed([parent for parent in path.parents if parent.is_relative_to(root)]):
+                (parent / "cgroup.subtree_control").write_text("+memory")
+        (path / ("memory.limit_in_bytes" if version == "v1" else "memory.max")).write_text(str(LIMIT_BYTES))
+        paths.append(f"/{path.relative_to(root)}")
+    return paths
+
+
+def _collect(fd: int, count: int) -> list[tuple[int, int, int]]:
+    """``count`` reports of three ints each; a pod that died reports nothing, so the wait has an end."""
+    data = b""
+    deadline = time.monotonic() + 60
+    os.set_blocking(fd, False)
+    while len(data) < 12 * count:
+        try:
+            data += os.read(fd, 12 * count - len(data))
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise SystemExit("bench: the processes of the synthetic node did not report") from error
+            time.sleep(0.002)
+    values = array.array("i", data)
+    return [(values[at], values[at + 1], values[at + 2]) for at in range(0, len(values), 3)]
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the benchmark as Ctrl-C does: through every ``finally``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _members(top: Path) -> list[int]:
+    pids = []
+    for procs in top.rglob("cgroup.procs"):
+        with suppress(OSError):
+            pids += [int(pid) for pid in procs.read_text().split()]
+    return pids
+
+
+def _stop(pods: list[subprocess.Popen[bytes]], top: Path) -> None:
+    """Kill by membership of our own cgroup: also finds what never reported."""
+    deadline = time.monotonic() + 30
+    while (pids := _members(top)) and time.monotonic() < deadline:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pod in pods:
+            pod.poll()
+        time.sleep(0.01)
+    for pod in pods:
+        pod.kill()
+        pod.wait()
+    # The pods' processes became children of this one: not every machine has an init that reaps.
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _remove_tree(top: Path) -> None:
+    """rmdir is refused for a moment after the last process has gone."""
+    deadline = time.monotonic() + 30
+    while top.exists():
+        for directory in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
+            with suppress(OSError):
+                directory.rmdir()
+        with suppress(OSError):
+            top.rmdir()
+        if time.monotonic() > deadline:
+            raise SystemExit(f"bench: {top} could not be removed")
+        if top.exists():
+            time.sleep(0.02)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """What a benchmark left that was killed with SIGKILL."""
+    for top in root.glob(f"{_PARENT}*"):
+        if not Path(f"/proc/{top.name.removeprefix(_PARENT)}").exists():
+            _stop([], top)
+            _remove_tree(top)
+    for scratch in Path(gettempdir()).glob(f"{_PARENT}*-*"):
+        if not Path(f"/proc/{scratch.name.removeprefix(_PARENT).partition('-')[0]}").exists():
+            shutil.rmtree(scratch, ignore_errors=True)

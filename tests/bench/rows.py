@@ -1,0 +1,117 @@
+"""What is measured: one function per row of the table.
+
+To add a row, write a function that takes a ``Host`` and returns a callable that makes one scan, and name it in
+``ROWS``. Imports stay inside the function, so that the memory of a row is that of its own imports. What a scan returns
+is compared with the synthetic node's truth as far as ``bench.subject`` knows its parts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nodemem.kernel.host import Host
+
+Scan = Callable[[], Any]
+
+
+def process_table(host: Host) -> Scan:
+    """The process pass with the sum per container that a report needs."""
+    from nodemem.kernel.procfs import ProcessTable
+
+    table = ProcessTable(host)
+
+    def scan() -> Any:
+        found = table.scan()
+        containers: dict[str, int] = {}
+        for process in found.processes.values():
+            if process.cgroup is not None:
+                containers[process.cgroup] = containers.get(process.cgroup, 0) + process.rss_bytes
+        return found
+
+    return scan
+
+
+def process_table_full(host: Host) -> Scan:
+    """``scan(full=True)``: everything of every process, as the command line reads it."""
+    from nodemem.kernel.procfs import ProcessTable
+
+    table = ProcessTable(host)
+    return lambda: table.scan(full=True)
+
+
+def mount_table(host: Host) -> Scan:
+    """Every tmpfs of every mount namespace with its usage. The namespaces are found once, which is not measured."""
+    from nodemem.kernel.mounts import MountTable
+    from nodemem.kernel.procfs import ProcessTable
+
+    namespaces = ProcessTable(host).scan().mount_namespaces()
+    table = MountTable(host)
+    return lambda: table.scan(namespaces)
+
+
+def memory_cgroups(host: Host) -> Scan:
+    """The walk of the memory hierarchy and the values of each cgroup in it."""
+    from nodemem.kernel import cgroups
+
+    hierarchy = cgroups.discover(host)
+    return hierarchy.scan
+
+
+def snapshot(host: Host) -> Scan:
+    """All that the yardstick reads, and what is made of it: processes, tmpfs, containers, owners, partition."""
+    from nodemem.node.snapshot import Collector
+
+    collector = Collector(host)
+    return lambda: collector.collect(full=False, deep="never", inspect=0, writers_of=0)
+
+
+def snapshot_deep(host: Host) -> Scan:
+    """The same with the descriptors and maps of all processes."""
+    from nodemem.node.snapshot import Collector
+
+    collector = Collector(host)
+    return lambda: collector.collect(full=False, deep="always", inspect=0, writers_of=0)
+
+
+def snapshot_report(host: Host) -> Scan:
+    """As ``nodemem report``: everything read again, Shmem looked into where needed, the largest tmpfs walked."""
+    from nodemem.node.snapshot import Collector
+
+    collector = Collector(host)
+    return lambda: collector.collect()
+
+
+def psutil_processes(host: Host) -> Scan:
+    """The same figures by psutil, for comparison."""
+    import psutil
+
+    return lambda: list(psutil.process_iter(["pid", "ppid", "name", "memory_info", "create_time", "status", "uids"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """``kind`` steady: one scanner scans again and again, a fifth of the processes changes in between. cold: the first
+    scan of a new interpreter, without its start and imports.
+
+    ``budget`` is the greatest ratio to "C reads all" that passes; None: for information.
+    """
+
+    name: str
+    kind: str
+    make: Callable[[Host], Scan]
+    budget: float | None = None
+
+
+ROWS = [
+    Row("snapshot, steady scan", "steady", snapshot, 1.0),
+    Row("snapshot, cold scan", "cold", snapshot, 1.5),
+    Row("snapshot, deep scan", "steady", snapshot_deep, 2.5),
+    Row("snapshot, as for a report", "steady", snapshot_report),
+    Row("process table, steady scan", "steady", process_table),
+    Row("process table, cold scan", "cold", process_table),
+    Row("process table, full re-read", "steady", process_table_full),
+    Row("mount table, steady scan", "steady", mount_table),
+    Row("mount table, cold scan", "cold", mount_table),
+    Row("memory cgroups", "steady", memory_cgroups),
+    Row("psutil process_iter", "steady", psutil_processes),
+]

@@ -1,0 +1,1 @@
+"""Real kernels of other ages under QEMU, with nodemem's own code running inside them. ``python -m vm --help``."""
