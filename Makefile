@@ -16,7 +16,7 @@ $(VENV)/.installed-cli: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-cli
-	$(BIN)/pip install --quiet --editable '.[cli,test,dev]'
+	$(BIN)/pip install --quiet --editable '.[cli,controller,test,dev]'
 	touch $@
 
 .PHONY: demo
@@ -26,6 +26,10 @@ demo: $(VENV)/.installed-cli ## Install into .venv and print this machine's memo
 .PHONY: test
 test: $(VENV)/.installed-test check ## Install what the tests need, and run them (root: the real kernel is part of them)
 	$(BIN)/pytest
+
+.PHONY: test-vm
+test-vm: $(VENV)/.installed-test ## The full matrix of other kernels under QEMU (make test runs a short set)
+	$(BIN)/pytest -m vm tests/vm
 
 .PHONY: check
 check: $(VENV)/.installed-test ## Format, lint, types, layers

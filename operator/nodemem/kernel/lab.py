@@ -488,8 +488,7 @@ class Lab:
             self._tell(grower, step)
             left -= step
             answered = self._answered(grower, self.patience_seconds)
-            # A kill shows at the pipe a moment after the memory is back: look again before deciding that nobody died.
-            self._reap(0.0)
+            self._reap_these(self._poll(0.0))
             yield from self._exits[seen:]
             if not answered and grower.code is None:
                 self._stalled = True
@@ -501,7 +500,7 @@ class Lab:
 
     def result(self) -> Result:
         """After ``drive``: what the kernel did, by its own account."""
-        self._reap(1.0 if self._exits else 0.0)
+        self._settle()
         by_signal = [each.pid for each in self._running if each.code == -signal.SIGKILL]
         exits = [pid for pid in self._exits if pid in by_signal]
         logged = self._log.kills() if self._log is not None else []
@@ -644,11 +643,13 @@ class Lab:
             waiting.register(fd, select.POLLIN)
         return [alive[fd] for fd, _ in waiting.poll(seconds * 1000)]
 
-    def _reap(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            died = self._reap_these(self._poll(0.02))
-            if not died and time.monotonic() >= deadline:
+    def _settle(self) -> None:
+        """A killed process's memory is back before its pipes close: wait until every logged death has shown."""
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            self._reap_these(self._poll(0.02))
+            logged = set(self._log.kills()) if self._log is not None else set()
+            if not any(each.code is None and each.pid in logged for each in self._running):
                 return
 
     def _reap_these(self, candidates: Sequence[_Running]) -> bool:
