@@ -113,6 +113,13 @@ def test_a_hidden_tmpfs_is_measured_apart_from_the_one_above_it(made: dict[str, 
     assert entry["usedBytes"] == SIZES["hidden"] * MIB
 
 
+def test_a_tmpfs_that_is_mounted_nowhere_but_held_is_listed() -> None:
+    with workloads.detached_mount(12 * MIB) as detached:
+        entry = next(each for each in report()["tmpfs"] if each["device"] == detached.device)
+    assert entry["usedBytes"] == 12 * MIB
+    assert entry["mountPoint"] is None
+
+
 def test_containers_of_both_drivers_are_found(made: dict[str, workloads.Workload]) -> None:
     containers = {each["id"]: each for each in report()["containers"]}
     assert containers[CONTAINER]["podUID"] == POD

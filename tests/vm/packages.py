@@ -269,10 +269,12 @@ def _named(depends: str, *prefixes: str) -> list[str]:
 
 def _mirror() -> tuple[str, str]:
     """URI and keyring of the Debian archive this machine installs from: the source that holds its own release."""
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    ).get("VERSION_CODENAME", "")
-    listing = _run(["apt-get", "indextargets", "Created-By: Packages", "--format", "$(RELEASE)|$(COMPONENT)|$(REPO_URI)"])
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line).get(
+        "VERSION_CODENAME", ""
+    )
+    listing = _run(
+        ["apt-get", "indextargets", "Created-By: Packages", "--format", "$(RELEASE)|$(COMPONENT)|$(REPO_URI)"]
+    )
     for line in listing.splitlines():
         suite, component, uri = line.split("|", 2)
         if suite == release and component == "main":
@@ -282,7 +284,9 @@ def _mirror() -> tuple[str, str]:
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
     try:
-        done = subprocess.run(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
     except FileNotFoundError as error:
         raise FetchError(f"{command[0]}: not found; fetching kernels needs a Debian machine") from error
     if done.returncode:

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     shown = 0
     while True:
         with _progress() as progress:
-            snapshot = collector.collect(deep="always" if args.all else "auto", progress=progress)
+            snapshot = collector.collect(deep="always", progress=progress)
         if history is None:
             history = stored_history(host, history_file, snapshot.facts.boot_id)
         report.observe(history, snapshot)
@@ -268,7 +268,7 @@ def render_tmpfs(
         full = "" if not each.size_bytes or each.used_bytes is None else percent(each.used_bytes, each.size_bytes)
         then = earlier.get(each.device)
         rows.add_row(
-            safe(each.mount_point or f"device {each.device}"),
+            safe(each.mount_point or f"device {each.device} (mounted nowhere, but held)"),
             binary_size(each.used_bytes),
             "no limit" if each.unlimited else binary_size(each.size_bytes),
             full,

@@ -272,7 +272,9 @@ def _obstacles_to_global(hierarchy: Hierarchy, host: Host) -> list[Obstacle]:
         limit = None if own is None else hierarchy.effective_limit(own)
         if limit is not None:
             found.append(
-                Obstacle(f"this process is in a cgroup with a limit of {limit} bytes: that would run out", "another cgroup")
+                Obstacle(
+                    f"this process is in a cgroup with a limit of {limit} bytes: that would run out", "another cgroup"
+                )
             )
     if not _may_set_adj(oom.OOM_SCORE_ADJ_MIN):
         found.append(
@@ -409,6 +411,7 @@ class Lab:
     _own_adj: str | None = field(default=None, init=False)
     _file: int = field(default=-1, init=False)
     _exits: list[int] = field(default_factory=list, init=False)
+    _stalled: bool = field(default=False, init=False)
 
     def __enter__(self) -> "Lab":
         return self
@@ -439,7 +442,9 @@ class Lab:
         for each in self._running:
             self._tell(each, -(-each.program.size_bytes // self.host.page_size))
             if not self._answered(each, 120.0):
-                raise LabError(f"program {each.number} ended or hung before it held its {each.program.size_bytes} bytes")
+                raise LabError(
+                    f"program {each.number} ended or hung before it held its {each.program.size_bytes} bytes"
+                )
 
     def standing(self) -> Standing:
         """Read the process table and the cgroup, and predict. Raises LabError when a program is gone already."""
@@ -479,7 +484,7 @@ class Lab:
         return Standing(domain, probe, rules, members, tuple(kills))
 
     def drive(self) -> Iterator[int]:
-        """Let the program grow until it is dead, alone or stuck; yields pids as they die. ``result`` has the rest."""
+        """Let the program grow until it is dead, stuck, or unkillable and alone; yields pids as they die. ``result`` has the rest."""
         grower = self._grower
         step = max(1, _STEP_BYTES // self.host.page_size)
         left = self._span // self.host.page_size
@@ -493,10 +498,10 @@ class Lab:
             if not answered and grower.code is None:
                 self._stalled = True
                 return
-            if all(each.code is not None or self._safe(each) for each in self._running):
+            if all(
+                each.code is not None or each.program.oom_score_adj == oom.OOM_SCORE_ADJ_MIN for each in self._running
+            ):
                 return
-
-    _stalled: bool = field(default=False, init=False)
 
     def result(self) -> Result:
         """After ``drive``: what the kernel did, by its own account."""
@@ -570,9 +575,6 @@ class Lab:
             return self.plan.limit_bytes + self.plan.swap_bytes + (64 << 20)
         memory = meminfo.parse(self.host.read(f"{self.host.proc}/meminfo"))
         return memory["MemTotal"] + memory["SwapTotal"]
-
-    def _safe(self, running: _Running) -> bool:
-        return running is self._grower or running.program.oom_score_adj == oom.OOM_SCORE_ADJ_MIN
 
     def _launch(self, number: int, program: Program) -> _Running:
         name = f"lab{number}-{_short(program.size_bytes)}"

@@ -252,7 +252,7 @@ class _Case:
 
     def judge(self) -> Judgement:
         report = self.report
-        whole = report.table_whole and len(self.candidates) > 0
+        whole = report.table_whole and len(self.candidates) > 0 and not report.nobody
         predicted = {generation: self._winners(generation) if whole else () for generation in KNOWN_GENERATIONS}
         consistent = self._consistent(predicted)
         generation = consistent[0] if len(consistent) == 1 else Generation.UNKNOWN
@@ -564,11 +564,10 @@ def _memcg_total(report: Report) -> TotalPages:
     if used == 0:
         # Had there been any to use, it would have been used before a kill; with swappiness 0 it doesn't count either.
         return TotalPages(limit, limit, "the limit; no swap is in use, so none can be had")
-    return TotalPages(
-        limit + used,
-        None if room is None else limit + room,
-        "swap is in use, and the text doesn't say how much of it there is",
-    )
+    high = None if room is None else limit + room
+    if high is not None and limit + used >= high:
+        return TotalPages(high, high, "the limit, and all the swap it may use")
+    return TotalPages(limit + used, high, "swap is in use, and the text doesn't say how much of it there is")
 
 
 def _swap_room(report: Report, limit_pages: int) -> int | None:
@@ -582,12 +581,13 @@ def _swap_room(report: Report, limit_pages: int) -> int | None:
 
 
 def _swap_used(report: Report) -> int:
-    used = sum(task.swap_pages or 0 for task in report.tasks)
+    """Of the cgroup's own counters; without them (no swap accounting) of the table, which counts shared pages twice."""
+    size = report.page_size
     if report.swap is not None:
-        used = max(used, report.swap.usage_bytes // report.page_size)
-    if report.memory_swap is not None and report.memory is not None:
-        used = max(used, (report.memory_swap.usage_bytes - report.memory.usage_bytes) // report.page_size)
-    return used
+        return report.swap.usage_bytes // size
+    if report.memory_swap is not None and report.memory is not None and report.memory_swap.usage_bytes:
+        return max(0, report.memory_swap.usage_bytes - report.memory.usage_bytes) // size
+    return max((task.swap_pages or 0 for task in report.tasks), default=0)
 
 
 def _node_list(text: str | None) -> list[int]:

@@ -14,7 +14,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 MAX_ROWS = 32768
@@ -180,10 +180,13 @@ _HEADER = re.compile(rb"\[\s{0,4}pid\s{0,4}\]\s+uid\s+tgid((?:\s+[a-z_]{1,30}){2
 _HEADER_START = re.compile(rb"\[\s{0,4}pid\s{0,4}\]\s+uid\b")
 _ROW_START = re.compile(rb"\[\s{0,8}(\d{1,10})\](?=\s+\d{1,10}\s+\d)")
 _NUMBERS = re.compile(rb"(?:\s+-?\d{1,20})*")
+_SUMMARY = re.compile(
+    rb",mems_allowed=[\d,-]{0,400},(?:global_oom,task_memcg=|oom_memcg=.*,task_memcg=|task=).*pid=\d{1,10},uid=\d{1,10}\s*$"
+)
 _CHOICE = re.compile(rb"Kill process (\d{1,10}) \((.*)\) score (\d{1,20}) or sacrifice child")
 _KILLED = re.compile(
-    rb"Killed process (\d{1,10}) \((.*)\),? (?:UID (\d{1,10}), )?total-vm:(\d{1,20})kB, anon-rss:(\d{1,20})kB,"
-    rb" file-rss:(\d{1,20})kB(?:, shmem-rss:(\d{1,20})kB)?"
+    rb"Killed process (\d{1,10})(?:, UID \d{1,10},)? \((.*)\),? (?:UID (\d{1,10}), )?"
+    rb"total-vm:(\d{1,20})kB, anon-rss:(\d{1,20})kB, file-rss:(\d{1,20})kB(?:, shmem-rss:(\d{1,20})kB)?"
     rb"(?:, UID:(\d{1,10}) pgtables:(\d{1,20})kB oom_score_adj:(-?\d{1,5}))?"
 )
 _REAPED = re.compile(
@@ -270,6 +273,7 @@ class _MemInfo:
     anon_pages: int | None = None
     anon_kb: dict[int, int] = field(default_factory=dict)
     smallest_kb: int | None = None
+    kernel_release: str | None = None
     age: int = 0
 
     def read(self, line: bytes) -> None:
@@ -330,7 +334,7 @@ class _Draft:
 
     @property
     def empty(self) -> bool:
-        said = self.fields.keys() - {"suppressed", "stamp", "uptime_seconds", "time"}
+        said = self.fields.keys() - {"suppressed", "stamp", "uptime_seconds", "time", "kernel_release"}
         return not (said or self.columns or self.tasks or self.kills)
 
 
@@ -342,6 +346,7 @@ class Parser:
         self._draft: _Draft | None = None
         self._preamble: _MemInfo | None = None
         self._held: list[bytes] = []
+        self._torn = False
         self._killed: deque[tuple[int, str]] = deque(maxlen=256)
         self._row_patterns: dict[int, re.Pattern[bytes]] = {}
 
@@ -386,24 +391,49 @@ class Parser:
             if whole is not None:
                 self._held = []
                 self._sentence(whole, line, done)
+                self._torn = True
                 return
             if rest and not self._incomplete(message) and not self._starts(rest) and len(self._held) < 4:
                 self._held.append(message)
                 return
             self._release(line, done)
+        torn, self._torn = self._torn, False
+        if torn and (self._last_word(message) or self._path_end(message)):
+            return
         if self._incomplete(message):
             self._held = [message]
             return
         self._sentence(message, line, done)
 
+    def _last_word(self, message: bytes) -> bool:
+        """After a row that was put together: the rest of its name, if the line break fell into that."""
+        draft = self._draft
+        rest = _QUOTE.sub(b"", message).rstrip()
+        if draft is None or not draft.in_table or not draft.tasks or not rest or self._starts(rest):
+            return False
+        last = draft.tasks[-1]
+        if len(os.fsencode(last.name)) + len(rest) > 15 or rest.startswith((b"[", b"<")):
+            return False
+        draft.tasks[-1] = replace(last, name=last.name + os.fsdecode(rest))
+        return True
+
+    def _path_end(self, message: bytes) -> bool:
+        """After ``Task in /a killed as a result of limit of /kubepo``: the rest of that path."""
+        draft = self._draft
+        rest = message.rstrip()
+        if draft is None or b"/" not in rest[1:] or rest.startswith(b"/") or b" " in rest or draft.tasks:
+            return False
+        draft.fields["oom_memcg"] += os.fsdecode(rest)
+        return True
+
     def _joined(self, rest: bytes) -> bytes | None:
         """The held lines and this one as a whole sentence, broken at a space (e-mail) or anywhere (a terminal)."""
-        parts = [self._held[0], *(_QUOTE.sub(b"", part) for part in self._held[1:]), rest]
-        for glue in (b" ", b""):
-            whole = glue.join(parts)
-            if not self._incomplete(whole):
-                return whole
-        return None
+        wholes = [self._held[0]]
+        for part in (*(_QUOTE.sub(b"", part) for part in self._held[1:]), rest):
+            # The kernel's summary has no spaces of its own, all other sentences do.
+            glues = (b"", b" ") if b"oom-kill:" in wholes[0] or b"oom-kill:" in part else (b" ", b"")
+            wholes = [whole.rstrip() + glue + part for whole in wholes for glue in glues]
+        return next((whole for whole in wholes if not self._incomplete(whole)), None)
 
     def _starts(self, message: bytes) -> bool:
         """Whether the line says something by itself, and so can't be the rest of another."""
@@ -435,9 +465,9 @@ class Parser:
                 return self._row(message, draft.columns) is None and _only_numbers(message, start.end())
             return False
         if _HEADER_START.search(message):
-            return not message.rstrip().endswith(b" name")
+            return not message.rstrip().endswith(b" oom_score_adj name")
         if b"oom-kill:constraint=" in message:
-            return re.search(rb",uid=\d{1,10}\s*$", message) is None
+            return _SUMMARY.search(message) is None
         if b"Killed process " in message:
             return _KILLED.search(message) is None or message.rstrip().endswith(b",")
         if b"Kill process " in message and b" (" in message:
@@ -470,6 +500,9 @@ class Parser:
             return
         draft = self._draft
         if draft is None:
+            if match := _COMM.search(message):
+                self._preamble = self._preamble or _MemInfo()
+                self._preamble.kernel_release = os.fsdecode(match[3])
             return
         draft.idle += 1
         if draft.idle > _MAX_IDLE_LINES:
@@ -478,7 +511,7 @@ class Parser:
         if match := _COMM.search(message):
             draft.fields.setdefault("invoker_pid", int(match[1]))
             draft.fields["invoker_name"] = os.fsdecode(match[2])
-            draft.fields.setdefault("kernel_release", os.fsdecode(match[3]))
+            draft.fields["kernel_release"] = os.fsdecode(match[3])
         elif draft.in_table and _LOST.search(message):
             draft.gap("lines are missing from the table")
 
@@ -528,6 +561,7 @@ class Parser:
             draft = self._continued(line, done, unless=self._seen("oom_memcg"))
             draft.fields["task_memcg"] = os.fsdecode(match[1])
             draft.fields["oom_memcg"] = os.fsdecode(match[2].rstrip())
+            self._torn = True
             draft.memcg_oom = True
         elif b"Out of memory and no killable processes" in message:
             draft = self._continued(line, done, unless=False)
@@ -538,6 +572,8 @@ class Parser:
         elif b"Kernel panic - not syncing: " in message and (b"ut of memory" in message or b"on memory" in message):
             if self._draft is not None:
                 self._draft.fields["panicked"] = True
+                if b"deadlocked on memory" in message and self._draft.memcg_oom is None:
+                    self._draft.memcg_oom = False
         else:
             return False
         return True
@@ -650,14 +686,15 @@ class Parser:
     def _begin(self, line: bytes, done: list[Report]) -> _Draft:
         draft = self._draft
         # "N callbacks suppressed" stands in front of the report it belongs to.
-        suppressed = draft.fields if draft is not None and set(draft.fields) == {"suppressed"} else None
-        if suppressed is None:
-            self._finish(done)
+        suppressed = draft.fields.get("suppressed") if draft is not None and draft.empty else None
+        self._finish(done)
         self._draft = draft = _Draft()
         if suppressed is not None:
-            draft.fields.update(suppressed)
+            draft.fields["suppressed"] = suppressed
         if self._preamble is not None:
             draft.mem_info, self._preamble = self._preamble, None
+            if draft.mem_info.kernel_release is not None:
+                draft.fields["kernel_release"] = draft.mem_info.kernel_release
         if match := _UPTIME.search(line[:200]):
             draft.fields["uptime_seconds"] = float(match[1])
         if (match := _STAMP.search(line[:200])) or (match := _SYSLOG_5424.search(line[:200])):
@@ -774,6 +811,7 @@ def _worth_reading(line: bytes) -> bool:
         or b" pages R" in line
         or b" pages reserved" in line
         or b"Mem-Info" in line
+        or b" Comm: " in line
         or b"active_anon:" in line
         or b" present:" in line
     )

@@ -8,7 +8,7 @@ from nodemem import __version__
 from nodemem.kernel import oom
 from nodemem.kernel.host import Unreadable
 from nodemem.kernel.mounts import Superblock
-from nodemem.kernel.procfs import Process
+from nodemem.kernel.shmem import DetachedSuperblock
 from nodemem.node import trends
 from nodemem.node.owners import ContainerRef, KernelRef, Owner, PodRef, ServiceRef, TmpfsOwner
 from nodemem.node.snapshot import Snapshot
@@ -62,15 +62,17 @@ def build(
     """``everything``: complete lists, every process and every shmem object (``--all``)."""
     memory = _memory(snapshot)
     shmem = _shmem(snapshot, history, everything)
-    ranked = sorted(snapshot.mounts.superblocks.values(), key=lambda each: (-(each.used_bytes or 0), each.device))
+    superblocks = snapshot.mounts.superblocks.values()
     full_in = {}
-    for each in ranked:
+    for each in superblocks:
         room = None if each.size_bytes is None or each.used_bytes is None else each.size_bytes - each.used_bytes
         left = trends.seconds_until(room, history.bytes_per_hour(f"tmpfs {each.device}"))
         if left is not None:
             full_in[each.device] = left
-    listed = ranked if everything else ranked[:tmpfs_listed]
-    tmpfs = tuple(_tmpfs(snapshot, history, each, full_in.get(each.device)) for each in listed)
+    found = [_tmpfs(snapshot, history, each, full_in.get(each.device)) for each in superblocks]
+    found += [_detached(each) for each in snapshot.shmem.detached]
+    found.sort(key=lambda each: (-(each.used_bytes or 0), each.device))
+    tmpfs = tuple(found if everything else found[:tmpfs_listed])
     containers = _containers(snapshot)
     available_growth = history.bytes_per_hour("available")
     largest = max(snapshot.processes.values(), key=lambda process: process.rss_bytes, default=None)
@@ -97,7 +99,7 @@ def build(
         containers=containers if everything else containers[:containers_listed],
         conditions=_conditions(snapshot),
         omitted=Omitted(
-            tmpfs=len(ranked) - len(tmpfs),
+            tmpfs=len(found) - len(tmpfs),
             containers=0 if everything else max(0, len(containers) - containers_listed),
         ),
         processes=_processes(snapshot) if everything else None,
@@ -261,6 +263,28 @@ def _tmpfs(snapshot: Snapshot, history: trends.History, superblock: Superblock, 
         largest=largest,
         inspection_stopped=inspection.stopped if inspection is not None else None,
         why_unknown=superblock.why_unknown if used is None else None,
+    )
+
+
+def _detached(found: DetachedSuperblock) -> TmpfsStatus:
+    """A tmpfs that is mounted nowhere any more, but held by a process."""
+    return TmpfsStatus(
+        device=found.device,
+        mount_point=None,
+        scope="Other",
+        owner=TmpfsOwnerStatus(kind="Other"),
+        size_bytes=found.size_bytes,
+        unlimited=False,
+        used_bytes=found.used_bytes,
+        inodes=None,
+        inodes_used=found.inodes_used,
+        growth_bytes_per_hour=None,
+        full_at=None,
+        written_by=(),
+        journal_bytes=None,
+        largest=(),
+        inspection_stopped=None,
+        why_unknown=None,
     )
 
 
