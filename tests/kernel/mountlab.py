@@ -1,8 +1,8 @@
 """Mount namespaces of our own, with known tmpfs in them. Everything is gone when the block ends.
 
-    with mount_namespace(lambda: tmpfs(base, "size=8m")) as lab:
-        lab.pid, lab.namespace      # a process in it that waits
-        lab.run(function)           # in a child inside it; its mounts stay, its answer is JSON
+with mount_namespace(lambda: tmpfs(base, "size=8m")) as lab:
+    lab.pid, lab.namespace      # a process in it that waits
+    lab.run(function)           # in a child inside it; its mounts stay, its answer is JSON
 """
 
 import os
@@ -37,7 +37,7 @@ class Lab:
 
 @contextmanager
 def mount_namespace(setup: Callable[[], Any], copy_of: Lab | None = None) -> Iterator[Lab]:
-    """A process in a mount namespace of its own (a copy of this one's or another lab's) in which ``setup`` was called."""
+    """A process in a mount namespace of its own, a copy of this one or of a lab's, in which ``setup`` was called."""
     ready, tell = os.pipe()
     wait, end = os.pipe()
     pid = os.fork()
@@ -54,7 +54,7 @@ def mount_namespace(setup: Callable[[], Any], copy_of: Lab | None = None) -> Ite
                 syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
             setup()
             said = b"ok"
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the parent
             said = repr(error).encode()
         finally:
             os.write(tell, said)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kernel.mountlab import (
     MIB,
     CountingHost,
@@ -31,8 +32,8 @@ def scan(*labs: Lab, host: Host | None = None) -> MountScan:
 
 def at(found: MountScan, path: Path | str) -> list[Superblock]:
     """The superblocks mounted at a path, in the order of their mount ids."""
-    pairs = [(point.mount_id, sb) for sb in found.superblocks.values() for point in sb.mounts if point.path == str(path)]
-    return [sb for _, sb in sorted(pairs, key=lambda pair: pair[0])]
+    every = [(point, sb) for sb in found.superblocks.values() for point in sb.mounts]
+    return [sb for point, sb in sorted(every, key=lambda pair: pair[0].mount_id) if point.path == str(path)]
 
 
 def only(found: MountScan, path: Path | str) -> Superblock:
@@ -250,7 +251,9 @@ def test_tmpfs_without_a_limit_is_not_one_of_size_zero(tmp_path: Path) -> None:
         assert found.access_path is not None
 
 
-@pytest.mark.parametrize("name", [b"a b", b"a\nb", b"tab\there", b"back\\slash", b"\\040", b"\xff\xfe", b"#", b"(x) - y"])
+@pytest.mark.parametrize(
+    "name", [b"a b", b"a\nb", b"tab\there", b"back\\slash", b"\\040", b"\xff\xfe", b"#", b"(x) - y"]
+)
 def test_mount_points_with_hostile_names_are_measured(tmp_path: Path, name: bytes) -> None:
     path = os.fsencode(tmp_path) + b"/" + name
 
@@ -363,7 +366,7 @@ def test_next_process_of_the_namespace_is_used_when_the_first_is_gone(tmp_path: 
 
 
 def unprivileged_scan(lab: Lab, namespaces: dict[int, list[int]], path: Path) -> list[list[Any]]:
-    """[used, why unknown] of what is at the path, as nobody sees it from inside the namespace; pid 0 is that process."""
+    """[used, why unknown] of what is at the path, seen by user nobody from inside; pid 0 stands for that process."""
 
     def look() -> list[list[Any]]:
         os.setgroups([])
@@ -494,16 +497,13 @@ def test_tmpfs_covered_by_such_a_server_is_measured(tmp_path: Path) -> None:
         assert scan_in_a_child(lab, tmp_path / "t") == [[MIB, None]]
 
 
-def test_component_wise_look_up_of_older_kernels_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_openat2(*_: object) -> int:
-        raise OSError(38, "Function not implemented")
-
+def test_look_up_by_component_of_older_kernels_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def setup() -> None:
         filled(tmp_path / "t", 1)
         filled(tmp_path / "t", 2)
 
     with mount_namespace(setup) as lab:
-        monkeypatch.setattr(syscalls, "openat2", no_openat2)
+        monkeypatch.setattr(syscalls, "openat2", raise_enosys)
         assert [sb.used_bytes for sb in at(scan(lab), tmp_path / "t")] == [1 * MIB, 2 * MIB]
 
 
@@ -519,13 +519,8 @@ def test_symlink_in_place_of_a_directory_is_not_followed(tmp_path: Path, monkeyp
             try:
                 os.close(syscalls.open_beneath(root, f"{tmp_path}/base/real/t"))
                 for path in (f"{tmp_path}/base/link/t", f"{tmp_path}/base/link"):
-                    try:
-                        fd = syscalls.open_beneath(root, path, flags=syscalls.O_PATH | os.O_DIRECTORY)
-                    except OSError as error:
-                        assert error.errno in (20, 40)  # ENOTDIR, ELOOP
-                    else:
-                        os.close(fd)
-                        pytest.fail(f"{path} was opened")
+                    with pytest.raises(OSError, match="Not a directory|symbolic links"):
+                        syscalls.open_beneath(root, path, flags=syscalls.O_PATH | os.O_DIRECTORY)
             finally:
                 os.close(root)
             monkeypatch.setattr(syscalls, "openat2", raise_enosys)

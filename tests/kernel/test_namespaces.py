@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from kernel.mountlab import Lab, mount_namespace, tmpfs
 from nodemem.kernel.namespaces import ChildFailedError, in_namespaces
 

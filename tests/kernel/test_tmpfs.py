@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kernel.mountlab import MIB, Lab, StuckFuse, bind, fill, mount_namespace, tmpfs, unmount
-from nodemem.kernel import syscalls, tmpfs as tmpfs_module
+from nodemem.kernel import syscalls
+from nodemem.kernel import tmpfs as tmpfs_module
 from nodemem.kernel.host import Host, RecordingHost, ReplayHost
 from nodemem.kernel.mounts import MountTable, Superblock
 from nodemem.kernel.namespaces import in_namespaces
@@ -122,12 +124,12 @@ def test_space_reserved_by_fallocate_is_counted(tmp_path: Path) -> None:
 
 
 def test_deleted_file_that_is_held_open_is_used_but_not_found(tmp_path: Path) -> None:
-    held: list[Any] = []
+    held: list[int] = []
 
     def setup() -> None:
         put("kept", MIB)
-        held.append(open("deleted", "wb", buffering=0))
-        held[0].write(b"x" * 4 * MIB)
+        held.append(os.open("deleted", os.O_WRONLY | os.O_CREAT))
+        os.write(held[0], b"x" * 4 * MIB)
         os.unlink("deleted")
 
     with inspected(tmp_path / "t", setup) as found:
@@ -219,7 +221,7 @@ def test_only_as_many_as_asked_for_are_listed_and_they_are_the_largest(tmp_path:
 
 def nest(levels: int) -> None:
     here = os.open(".", os.O_RDONLY)
-    for level in range(levels):
+    for _ in range(levels):
         os.mkdir("d", dir_fd=here)
         os.mkdir("later", dir_fd=here)
         for name in ("d", "later"):

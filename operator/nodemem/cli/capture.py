@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from nodemem.cli.meminfo import kernel_memory
 from nodemem.cli.report import default_history, stored_history
 from nodemem.cli.text import binary_size
-from nodemem.kernel import kernelmem
 from nodemem.kernel.host import RecordingHost
 from nodemem.node.snapshot import Collector
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     host = RecordingHost()
     snapshot = Collector(host).collect(deep="always")
     stored_history(host, default_history(), snapshot.facts.boot_id)
-    kernelmem.inspect(host)
+    kernel_memory(host, snapshot.memory.partition, always=True)
     host.write(path)
     print(f"{path}: {binary_size(path.stat().st_size)}; print it with: nodemem report --root {path}")
     return 0

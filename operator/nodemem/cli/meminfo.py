@@ -4,13 +4,14 @@ import argparse
 import sys
 from typing import Any
 
-from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 
 from nodemem.cli import text
 from nodemem.cli.options import add_root
-from nodemem.kernel import kernelmem, meminfo
+from nodemem.kernel import cgroups, kernelmem, meminfo
 from nodemem.kernel.host import Host, Unreadable
+from nodemem.node import owners
 
 _LEVEL_DOWN_SHARE = 0.05
 _TOP = 10
@@ -51,16 +52,12 @@ def run(args: argparse.Namespace) -> int:
         return 1
     if args.field:
         return _explain(args.field, memory, args.output)
-    down = kernelmem.inspect(host, top=_TOP) if args.all or _kernel_memory_is_high(memory.partition) else None
+    down = kernel_memory(host, memory.partition, always=args.all)
     if args.output == "table":
-        _print_tables(memory, down, show_zero=args.all)
+        text.show(*_tables(memory, down, show_zero=args.all))
     else:
         text.dump(as_data(memory, down), args.output)
     return 0
-
-
-def _kernel_memory_is_high(partition: meminfo.Partition) -> bool:
-    return partition.kernel_bytes > _LEVEL_DOWN_SHARE * partition.total_bytes
 
 
 def as_data(memory: meminfo.Memory, down: kernelmem.KernelMemory | None) -> dict[str, Any]:
@@ -89,6 +86,7 @@ def as_data(memory: meminfo.Memory, down: kernelmem.KernelMemory | None) -> dict
             ],
             "vmallocCallers": [{"caller": c.caller, "bytes": c.bytes, "areas": c.areas} for c in down.vmalloc_callers],
             "allocationSites": [{"site": s.site, "bytes": s.bytes, "calls": s.calls} for s in down.allocation_sites],
+            "containers": [{"cgroup": c.path, "bytes": c.bytes} for c in down.cgroups],
             "dyingCgroups": down.dying_cgroups.count,
         }
         unreadable = _merge(unreadable, down.unreadable)
@@ -163,15 +161,11 @@ def _value(known: meminfo.Field | None, value: int | None) -> str:
 
 def _table(*columns: str, title: str) -> Table:
     """The first and the last column hold text, those between are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for index, column in enumerate(columns):
-        is_text = index in (0, len(columns) - 1)
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=index < len(columns) - 1)
-    return table
+    kinds = ["left", *["right"] * (len(columns) - 2), "text"]
+    return text.table(title, *zip(columns, kinds, strict=True))
 
 
-def _print_tables(memory: meminfo.Memory, down: kernelmem.KernelMemory | None, *, show_zero: bool) -> None:
-    console = text.console()
+def _tables(memory: meminfo.Memory, down: kernelmem.KernelMemory | None, *, show_zero: bool) -> list[RenderableType]:
     table = _table("FIELD", "VALUE", "MEANING", title="/proc/meminfo")
     left_out = 0
     for name, value in memory.fields.items():
@@ -181,9 +175,9 @@ def _print_tables(memory: meminfo.Memory, down: kernelmem.KernelMemory | None, *
         known = meminfo.describe(name)
         meaning = known.meaning if known else "A field of this kernel that nodemem doesn't know."
         table.add_row(text.safe(name), _value(known, value), meaning)
-    console.print(table)
+    parts: list[RenderableType] = [table]
     if left_out:
-        console.print(f"{left_out} fields that are 0 left out (--all shows them).\n")
+        parts.append(f"{left_out} fields that are 0 left out (--all shows them).")
 
     partition = memory.partition
     table = _table("PART", "SIZE", "SHARE", "WHAT IT IS", title="Where MemTotal is")
@@ -192,20 +186,17 @@ def _print_tables(memory: meminfo.Memory, down: kernelmem.KernelMemory | None, *
         if name == "other":
             for inner, inner_size in partition.other.items():
                 table.add_row(f"  {inner}", f"({text.binary_size(inner_size)})", "", meminfo.OTHER[inner])
-    table.add_section()
-    table.add_row("MemTotal", text.binary_size(partition.total_bytes), "100.0%", "the sum of the parts")
-    console.print(table)
-    for line in _remarks(memory):
-        console.print(line, soft_wrap=False)
+    table.add_row("MemTotal", text.binary_size(partition.total_bytes), "100 %", "the sum of the parts")
+    parts += ["", table, *_remarks(memory)]
     if down is not None:
-        _print_level_down(down, partition)
-    unreadable = _merge(memory.unreadable, down.unreadable if down else [])
-    for entry in unreadable:
-        console.print(f"Could not read {text.safe(entry.what)}: {entry.why}")
+        parts += level_down(down, partition)
+    for entry in _merge(memory.unreadable, down.unreadable if down else []):
+        parts.append(f"Could not read {text.safe(entry.what)}: {entry.why}")
+    return parts
 
 
 def _share(size: int | None, total: int) -> str:
-    return "" if size is None or not total else f"{100 * size / total:.1f}%"
+    return "" if size is None or not total else text.percent(size, total)
 
 
 def _remarks(memory: meminfo.Memory) -> list[str]:
@@ -224,8 +215,9 @@ def _remarks(memory: meminfo.Memory) -> list[str]:
     return lines
 
 
-def _print_level_down(down: kernelmem.KernelMemory, partition: meminfo.Partition) -> None:
-    console = text.console()
+def level_down(down: kernelmem.KernelMemory, partition: meminfo.Partition) -> list[RenderableType]:
+    """Who in the kernel holds its memory, as tables."""
+    parts: list[RenderableType] = []
     if down.slab_caches:
         slab = partition.slab_reclaimable_bytes + partition.slab_unreclaimable_bytes
         title = f"Largest slab caches (all: {text.binary_size(slab)})"
@@ -233,25 +225,45 @@ def _print_level_down(down: kernelmem.KernelMemory, partition: meminfo.Partition
         for cache in down.slab_caches:
             in_use = _share(cache.active_objects, cache.objects)
             table.add_row(text.safe(cache.name), text.binary_size(cache.bytes), str(cache.objects), in_use)
-        console.print(table)
+        parts += ["", table]
     if down.vmalloc_callers:
         title = f"Largest vmalloc callers (all: {text.binary_size(down.vmalloc_total_bytes)}, kernel stacks included)"
         table = _table("CALLER", "SIZE", "AREAS", "", title=title)
         for caller in down.vmalloc_callers:
             stacks = "kernel stacks" if kernelmem.is_stack_caller(caller.caller) else ""
             table.add_row(text.safe(caller.caller), text.binary_size(caller.bytes), str(caller.areas), stacks)
-        console.print(table)
+        parts += ["", table]
     if down.allocation_sites:
         title = f"Largest allocation sites (all: {text.binary_size(down.allocation_total_bytes)})"
         table = _table("SITE", "SIZE", "CALLS", "", title=title)
         for site in down.allocation_sites:
             table.add_row(text.safe(site.site), text.binary_size(site.bytes), str(site.calls), "")
-        console.print(table)
+        parts += ["", table]
+    if down.cgroups:
+        title = f"Containers by kernel memory charged to them (all: {text.binary_size(down.cgroups_total_bytes)})"
+        table = _table("SIZE", "CGROUP", title=title)
+        for cgroup in down.cgroups:
+            table.add_row(text.binary_size(cgroup.bytes), text.safe(cgroup.path))
+        parts += ["", table]
     dying = down.dying_cgroups
     if dying.count is None:
-        console.print(f"Dying memory cgroups: unknown ({dying.why}).")
+        parts.append(f"Dying memory cgroups: unknown ({dying.why}).")
     else:
-        console.print(f"Dying memory cgroups, removed but still holding memory: {dying.count} ({dying.source}).")
+        parts.append(f"Dying memory cgroups, removed but still holding memory: {dying.count} ({dying.source}).")
+    return parts
+
+
+def kernel_memory(host: Host, partition: meminfo.Partition, *, always: bool) -> kernelmem.KernelMemory | None:
+    """The kernel's memory one level down, where it is high; None where it isn't and nobody asked for it."""
+    if not always and partition.kernel_bytes <= _LEVEL_DOWN_SHARE * partition.total_bytes:
+        return None
+    hierarchy = cgroups.discover(host)
+    containers = (
+        (path, cgroup.kernel_bytes)
+        for path, cgroup in hierarchy.scan().items()
+        if isinstance(owners.parse_cgroup(path, hierarchy.root), owners.ContainerRef)
+    )
+    return kernelmem.inspect(host, containers, top=_TOP)
 
 
 def reference() -> str:

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nodemem.cli.meminfo import kernel_memory, level_down
 from nodemem.cli.options import add_output, add_root, positive_seconds
 from nodemem.cli.text import binary_size, console, dump, duration, growth, percent, safe, show, table
 from nodemem.kernel import meminfo
@@ -92,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
             if args.watch and (out := console()).is_terminal:
                 out.clear()
             show(render(status, snapshot, wide=args.output == "wide", before=before))
+            down = kernel_memory(host, snapshot.memory.partition, always=args.all)
+            if down is not None:
+                show(*level_down(down, snapshot.memory.partition))
         sys.stdout.flush()
         before = status
         shown += 1

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from nodemem.node.units import binary_size, duration, growth, percent
 
@@ -49,7 +50,8 @@ def show(*parts: RenderableType) -> None:
 
 def table(title: str, *columns: tuple[str, str]) -> Table:
     """A borderless table. Columns are (name, "left" | "right" | "text"); only "text" wraps where lines are short."""
-    rows = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_edge=False)
+    heading = Text(title, style="bold", no_wrap=True, overflow="ignore")
+    rows = Table(title=heading, title_justify="left", box=None, pad_edge=False, show_edge=False)
     for name, kind in columns:
         rows.add_column(name, justify="right" if kind == "right" else "left", no_wrap=kind != "text", overflow="fold")
     return rows

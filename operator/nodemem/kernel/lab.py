@@ -452,7 +452,7 @@ class Lab:
         tasks = [oom.Task.from_process(p, host.page_size) for p in ProcessTable(host).scan().processes.values()]
         memory = meminfo.parse(host.read(f"{host.proc}/meminfo"))
         node = oom.global_totalpages(memory["MemTotal"], memory["SwapTotal"], host.page_size)
-        probe = oom.probe(host, tasks, node)
+        probe = self._probe(tasks, node)
         rules = probe.rules or oom.rules_for(None, oom.Generation.ACCURATE)
         if self.plan.limit_bytes is None:
             ordered, order = oom.in_scan_order(tasks, rules)
@@ -539,13 +539,7 @@ class Lab:
 
     def _close(self) -> None:
         for each in self._running:
-            if each.code is None:
-                with suppress(ProcessLookupError):
-                    os.kill(each.pid, signal.SIGKILL)
-                with suppress(ChildProcessError):
-                    each.code = os.waitstatus_to_exitcode(os.waitpid(each.pid, 0)[1])
-            for fd in (each.orders, each.answers):
-                os.close(fd)
+            self._end(each)
         self._running.clear()
         if self._file >= 0:
             os.close(self._file)
@@ -562,6 +556,20 @@ class Lab:
         if left:
             raise LabError(f"could not remove {', '.join(left)}; it is empty, remove it with rmdir")
 
+    def _probe(self, tasks: Sequence[oom.Task], node_totalpages: int) -> oom.Probe:
+        """The generation, from what runs anyway; where nothing small enough does, from a program of a page or two."""
+        probe = oom.probe(self.host, tasks, node_totalpages)
+        if probe.generation is not oom.Generation.UNKNOWN:
+            return probe
+        own = int(self.host.read_small(f"{self.host.proc}/self/oom_score_adj"))
+        witness = self._launch(0, Program(self.host.page_size, max(own, 0)), inside=False)
+        try:
+            found = ProcessTable(self.host).scan().processes.values()
+            task = next((oom.Task.from_process(p, self.host.page_size) for p in found if p.pid == witness.pid), None)
+            return probe if task is None else oom.probe(self.host, [task], node_totalpages)
+        finally:
+            self._end(witness)
+
     # --- programs
 
     @property
@@ -576,7 +584,16 @@ class Lab:
         memory = meminfo.parse(self.host.read(f"{self.host.proc}/meminfo"))
         return memory["MemTotal"] + memory["SwapTotal"]
 
-    def _launch(self, number: int, program: Program) -> _Running:
+    def _end(self, running: _Running) -> None:
+        if running.code is None:
+            with suppress(ProcessLookupError):
+                os.kill(running.pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                running.code = os.waitstatus_to_exitcode(os.waitpid(running.pid, 0)[1])
+        os.close(running.orders)
+        os.close(running.answers)
+
+    def _launch(self, number: int, program: Program, *, inside: bool = True) -> _Running:
         name = f"lab{number}-{_short(program.size_bytes)}"
         span = self._span if number - 1 == self.plan.grows else max(program.size_bytes, self.host.page_size)
         orders, to_child = os.pipe()
@@ -584,7 +601,7 @@ class Lab:
         failure, failing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            self._child(program, name, span, orders, answers, failing)
+            self._child(program, name, span, orders, answers, failing, inside)
         for fd in (orders, answers, failing):
             os.close(fd)
         running = _Running(number, program, pid, to_child, from_child, name)
@@ -597,13 +614,15 @@ class Lab:
             raise LabError(f"program {number}: {os.fsdecode(words)}")
         return running
 
-    def _child(self, program: Program, name: str, span: int, orders: int, answers: int, failing: int) -> None:
+    def _child(
+        self, program: Program, name: str, span: int, orders: int, answers: int, failing: int, inside: bool
+    ) -> None:
         """In the forked child; never returns."""
         try:
             syscalls.die_with_parent(signal.SIGKILL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lab, which then ends its programs
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if self._path:
+            if inside and self._path:
                 self._join(program.group)
             Path("/proc/self/oom_score_adj").write_text(str(program.oom_score_adj))
             os.dup2(orders, 0)

@@ -191,7 +191,7 @@ class MountTree:
         return mount_id
 
     def carriers(self, mount_ids: Iterable[int]) -> dict[int, int]:
-        """For each mount on which, directly or not, one of these is mounted: one of them. Linear in the mounts passed."""
+        """For each mount that one of these is on, directly or not: one of them. Linear in the mounts passed."""
         found: dict[int, int] = {}
         for mount_id in mount_ids:
             below = self.nodes[mount_id].parent_id

@@ -180,7 +180,7 @@ class _Uncover:
         return True
 
     def _take_off_one(self, tree: MountTree, places: Mapping[str, Sequence[int]]) -> bool:
-        """Lazily unmount one cover. With it goes all that is mounted on it, so nothing that is wanted may be. False: none."""
+        """Lazily unmount one cover, and what is on it: so one with nothing wanted there. False where none can go."""
         wanted = [mount_id for device in self._wanted for mount_id in places.get(device, ())]
         carries = tree.carriers(wanted)
         tried: set[int] = set()

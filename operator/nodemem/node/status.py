@@ -6,11 +6,48 @@ its ``doc`` metadata, and lists carry their bound: custom resource definition an
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+API_VERSION = "nodemem.io/v1alpha1"
+
+Scope = Literal["Host", "EmptyDir", "SharedMemory"]
+LimitState = Literal["InSync", "Audit", "Deferred", "Failed", "Contested"]
+ExposureReason = Literal["ClampedBadness", "Unkillable", "SkewedAdj", "TmpfsHeld"]
+Severity = Literal["Imminent", "High", "Low"]
 
 
-def doc(text: str, *, default: Any = dataclasses.MISSING, max_items: int | None = None, max_length: int = 512) -> Any:
-    metadata = {"doc": text, "max_items": max_items, "max_length": max_length}
+class Rule(NamedTuple):
+    """A CEL rule that the API server checks; ``message`` says what to write instead. ``field``: the one to blame."""
+
+    expression: str
+    message: str
+    field: str | None = None
+
+
+def doc(
+    text: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    max_items: int | None = None,
+    max_length: int = 512,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    rules: tuple[Rule, ...] = (),
+    time: bool = False,
+) -> Any:
+    """A documented field. Of a list of strings, ``max_length`` bounds each. ``time``: an RFC 3339 timestamp.
+
+    ``max_items`` 0 marks what only --all fills: it isn't part of the custom resource.
+    """
+    metadata = {
+        "doc": text,
+        "max_items": max_items,
+        "max_length": max_length,
+        "minimum": minimum,
+        "maximum": maximum,
+        "rules": rules,
+        "time": time,
+    }
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -18,6 +55,8 @@ def doc(text: str, *, default: Any = dataclasses.MISSING, max_items: int | None 
 
 @dataclass(frozen=True, slots=True)
 class KernelStatus:
+    """The running kernel, as far as memory and its OOM killer go."""
+
     release: str | None = doc("Kernel release, as uname -r prints it.")
     oom_generation: str = doc(
         "How this kernel scores processes in an out-of-memory kill, probed:"
@@ -113,7 +152,7 @@ class TmpfsOwnerStatus:
 class TmpfsEntryStatus:
     path: str = doc("Path below the mount point; a directory ends in /.")
     bytes: int = doc("Allocated blocks; of a directory, of all below it.")
-    modified_at: str | None = doc("Last written.", default=None)
+    modified_at: str | None = doc("Last written.", default=None, time=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +167,7 @@ class TmpfsStatus:
     inodes: int | None = doc("Inode limit.")
     inodes_used: int | None = doc("Inodes in use.")
     growth_bytes_per_hour: int | None = doc("Growth, the largest single step left out.")
-    full_at: str | None = doc("When it is full at this growth.")
+    full_at: str | None = doc("When it is full at this growth.", time=True)
     written_by: tuple[str, ...] = doc("Processes that have files in it open for writing.", max_items=5)
     journal_bytes: int | None = doc("systemd-journald's volatile journal.")
     largest: tuple[TmpfsEntryStatus, ...] = doc("Largest files and directories.", max_items=10)
@@ -176,14 +215,119 @@ class ProcessStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """A process named in a finding."""
+
+    pid: int = doc("Process id, in the node's PID namespace.")
+    comm: str = doc("Command name, 15 bytes.", max_length=64)
+    rss_bytes: int | None = doc("Resident memory.", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class MitigationStatus:
+    """What would make a kernel with clamped scores choose right."""
+
+    oom_score_adj: int = doc("The oom_score_adj for every process of the container.")
+    discriminates_above_percent: int | None = doc(
+        "A process that holds this share of the limit, or more, then stands out and is chosen."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerExposure:
+    """A container, or a pod as a whole, in which the kernel would kill the wrong process."""
+
+    name: str | None = doc("Name of the container; absent where the pod's own limit is meant.", max_length=253)
+    reasons: tuple[ExposureReason, ...] = doc(
+        "Why: ClampedBadness, the kernel gives all the same score; Unkillable, a process at -1000 holds much;"
+        " SkewedAdj, oom_score_adj differ and hide the largest; TmpfsHeld, killing frees little.",
+        max_items=4,
+    )
+    severity: Severity = doc("Imminent: usage is near the limit. High: the wrong process would die. Low: it might.")
+    limit_bytes: int | None = doc("The memory limit that would be hit.")
+    usage_bytes: int | None = doc("What is charged to it now, page cache included.")
+    predicted_victim: ProcessRef | None = doc("The process that the kernel would kill.")
+    largest: ProcessRef | None = doc("The process whose death would free most.")
+    mitigation: MitigationStatus | None = doc("A better oom_score_adj; absent where there is none or none is needed.")
+    message: str = doc("The finding in a sentence, with the numbers behind it.", max_length=1024)
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureStatus(ContainerExposure):
+    """The same, with the pod it is in."""
+
+    container_id: str | None = doc("Container id.", default=None)
+    pod_name: str | None = doc("Name of the pod.", default=None, max_length=253)
+    pod_namespace: str | None = doc("Namespace of the pod.", default=None, max_length=63)
+    pod_uid: str | None = doc("UID of the pod.", default=None, max_length=64)
+
+
+@dataclass(frozen=True, slots=True)
+class OomKillStatus:
+    """A kill by the OOM killer, seen in the kernel's log and judged."""
+
+    key: str = doc("What tells this kill from others: boot id and sequence number in the kernel's log.", max_length=128)
+    killed_at: str | None = doc("When.", time=True)
+    victim: ProcessRef | None = doc("The process that was killed; absent when there was nobody to kill.")
+    largest: ProcessRef | None = doc("The process whose death would have freed most.")
+    verdict: Literal["Right", "Wrong", "Unknown"] = doc("Whether the victim was the process whose death freed most.")
+    cause: str = doc("Which rule decided, such as largest, clamped, oom_score_adj, unkillable.", max_length=64)
+    limit_bytes: int | None = doc("The limit that was hit; absent when the node itself ran out.")
+    message: str = doc("What happened, in a sentence.", max_length=1024)
+    cgroup: str | None = doc("The memory cgroup that was out of memory.", default=None, max_length=1024)
+    container_id: str | None = doc("Container of the victim.", default=None)
+    container_name: str | None = doc("Its name in the pod.", default=None, max_length=253)
+    pod_name: str | None = doc("Name of the pod.", default=None, max_length=253)
+    pod_namespace: str | None = doc("Namespace of the pod.", default=None, max_length=63)
+    pod_uid: str | None = doc("UID of the pod.", default=None, max_length=64)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatus:
+    """What became of one entry of spec.tmpfsLimits."""
+
+    mount_point: str = doc("The mount point, as in spec.tmpfsLimits.", max_length=1024)
+    requested_bytes: int | None = doc("The size asked for.")
+    applied_bytes: int | None = doc("The size that the mount has now.")
+    original_bytes: int | None = doc("The size it had before nodemem changed it; absent while it is unchanged.")
+    state: LimitState = doc(
+        "InSync: it holds. Audit: nothing was changed, the message says what would be. Deferred: too much is in use,"
+        " tried again. Failed: the kernel refused. Contested: something else keeps changing it back."
+    )
+    reason: str | None = doc("One word.", default=None, max_length=64)
+    message: str | None = doc(
+        "A sentence, with the kernel's own words where it refused.", default=None, max_length=1024
+    )
+    policy: str | None = doc("The TmpfsPolicy it comes from.", default=None, max_length=253)
+    device: str | None = doc("major:minor of the file system.", default=None, max_length=32)
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryStatus:
+    """The columns of ``kubectl get memoryreports``, formatted: a printer column can't format bytes."""
+
+    total: str | None = doc("MemTotal, such as 64.0Gi.", max_length=32)
+    shmem: str | None = doc("Shmem, such as 16.1Gi.", max_length=32)
+    tmpfs: str | None = doc("Shmem that is in tmpfs files, such as 15.3Gi.", max_length=32)
+    hidden: str | None = doc("Memory in use that is in no process's RSS, such as 18.2Gi.", max_length=32)
+    top_tmpfs: str | None = doc("The fullest tmpfs: mount point, used, size, such as /run 15.1Gi/16Gi.", max_length=128)
+    growth: str | None = doc("Growth of Shmem, such as +210Mi/h.", max_length=32)
+    limits: str | None = doc("The limits in a word: the worst state of all, such as Audit or InSync.", max_length=32)
+    exposed: int | None = doc("Number of containers in which the kernel would kill the wrong process.")
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """A metav1.Condition."""
 
     type: str = doc("Name of the condition.", max_length=316)
-    status: str = doc("True, False or Unknown.")
+    status: Literal["True", "False", "Unknown"] = doc("True, False or Unknown.")
     reason: str = doc("One word.", max_length=1024)
     message: str = doc("A sentence.", max_length=1024)
-    last_transition_time: str = doc("When status last changed.")
+    last_transition_time: str = doc("When status last changed.", time=True)
+    observed_generation: int | None = doc(
+        "metadata.generation of the spec that this was said of.", default=None, minimum=0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +336,15 @@ class Omitted:
 
     tmpfs: int = doc("tmpfs not listed.", default=0)
     containers: int = doc("Containers not listed.", default=0)
+    exposures: int = doc("Exposures not listed.", default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class ReportStatus:
-    observed_at: str = doc("When the figures were taken.")
-    agent_version: str = doc("Version of nodemem.")
+    """What the node's agent measured and did."""
+
+    observed_at: str = doc("When the figures were taken.", time=True)
+    agent_version: str = doc("Version of nodemem.", max_length=64)
     verdict: str = doc("Where the memory went, in a sentence.", max_length=1024)
     kernel: KernelStatus = doc("The kernel.")
     memory: MemoryStatus = doc("Where MemTotal went.")
@@ -207,6 +354,14 @@ class ReportStatus:
     conditions: tuple[Condition, ...] = doc("What is wrong, and what could not be read.", max_items=16)
     omitted: Omitted = doc("What the lists leave out.")
     processes: tuple[ProcessStatus, ...] | None = doc("Every process; with --all.", default=None, max_items=0)
+    summary: SummaryStatus | None = doc("What kubectl get prints.", default=None)
+    limits: tuple[LimitStatus, ...] | None = doc("Each limit of spec.tmpfsLimits.", default=None, max_items=128)
+    exposures: tuple[ExposureStatus, ...] | None = doc(
+        "Containers in which the kernel would kill the wrong process, most severe first.", default=None, max_items=32
+    )
+    oom_kills: tuple[OomKillStatus, ...] | None = doc(
+        "The last kills of the OOM killer on this node, newest first.", default=None, max_items=16
+    )
 
 
 _UPPER = {"uid": "UID", "id": "ID"}
