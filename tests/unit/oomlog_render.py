@@ -42,7 +42,7 @@ class Scene:
 
 def row(task: LogTask, kernel: str) -> str:
     width = 5 if kernel in ("3.10", "4.4", "4.15") else 7
-    middle = " ".join(f"{getattr(task, name):>8}" for name in COLUMNS[kernel])
+    middle = " ".join(f"{getattr(task, name) or 0:>8}" for name in COLUMNS[kernel])
     return (
         f"[{task.pid:>{width}}] {task.uid:>5} {task.tgid:>5} {task.total_vm_pages:>8} {task.rss_pages:>8} {middle}"
         f"         {task.oom_score_adj:>5} {task.name}"

@@ -52,3 +52,23 @@ def experiment(
 
 
 __all__ = ["experiment", "oom"]
+
+
+def dbg():
+    import os
+    from nodemem.kernel import labprogram
+    image = labprogram.executable("x", 4096, 4096, "x86_64")
+    fd = os.memfd_create("x", os.MFD_CLOEXEC)
+    os.write(fd, image)
+    out = []
+    pid = os.fork()
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.execve(fd, ["x"], {})
+        except OSError as e:
+            os.write(w, repr(e).encode())
+        os._exit(1)
+    os.close(w)
+    return [os.read(r, 1000).decode(), os.waitpid(pid, 0)[1]]

@@ -152,7 +152,7 @@ class Hierarchy:
         table = self._read(place, "memory.stat")
         if table is None:
             self._must_exist(place)
-        stat_values = _table(table or b"")
+        stat_values = _Table(table or b"")
         if self.memory_version == "v1":
             return self._read_v1(path, place, stat_values, cheap)
         return self._read_v2(path, place, stat_values, cheap)
@@ -179,7 +179,7 @@ class Hierarchy:
             data = self._read(self._place(path), "memory.stat")
             if data is None:
                 self._must_exist(self._place(path))
-            return _v1_limit(_table(data or b"").get(b"hierarchical_memory_limit"))
+            return _v1_limit(_Table(data or b"").get(b"hierarchical_memory_limit"))
         self._must_exist(self._place(path))
         limits = [self._number(self._place(each), "memory.max") for each in (path, *ancestors(path, self.root))]
         return min((limit for limit in limits if limit is not None), default=None)
@@ -302,14 +302,14 @@ class Hierarchy:
             return None
         return int(word)
 
-    def _read_v1(self, path: str, place: str, table: Mapping[bytes, int], cheap: bool) -> MemoryCgroup:
+    def _read_v1(self, path: str, place: str, table: _Table, cheap: bool) -> MemoryCgroup:
         # total_* sums up the subtree; kernels always print them (mm/memcontrol-v1.c, memcg_stat_show).
         usage = self._number(place, "memory.usage_in_bytes")
         anon, file = table.get(b"total_rss"), table.get(b"total_cache")
         shmem, swap = table.get(b"total_shmem"), table.get(b"total_swap")
         if cheap:
             return MemoryCgroup(path, False, usage, anon, file, shmem, swap, None)
-        oom = _table(self._read(place, "memory.oom_control") or b"")
+        oom = _Table(self._read(place, "memory.oom_control") or b"")
         return MemoryCgroup(
             path,
             True,
@@ -328,17 +328,17 @@ class Hierarchy:
             swappiness=self._number(place, "memory.swappiness"),
         )
 
-    def _read_v2(self, path: str, place: str, table: Mapping[bytes, int], cheap: bool) -> MemoryCgroup:
+    def _read_v2(self, path: str, place: str, table: _Table, cheap: bool) -> MemoryCgroup:
         usage = self._number(place, "memory.current")
         anon, file, shmem = table.get(b"anon"), table.get(b"file"), table.get(b"shmem")
         kernel = table.get(b"kernel")
         if kernel is None:
-            parts = [table[key] for key in _V2_KERNEL_PARTS if key in table]
+            parts = [value for key in _V2_KERNEL_PARTS if (value := table.get(key)) is not None]
             kernel = sum(parts) if parts else None
         if cheap:
             return MemoryCgroup(path, False, usage, anon, file, shmem, None, kernel)
-        events = _table(self._read(place, "memory.events") or b"")
-        local = _table(self._read(place, "memory.events.local") or b"")
+        events = _Table(self._read(place, "memory.events") or b"")
+        local = _Table(self._read(place, "memory.events.local") or b"")
         return MemoryCgroup(
             path,
             True,
@@ -470,10 +470,17 @@ def _subdirectories(place: str) -> list[Any]:
         return sorted([entry.inode(), entry.name] for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def _table(data: bytes) -> dict[bytes, int]:
-    """``name number`` lines; a line that is none is left out."""
-    fields = data.split()
-    return {key: int(value) for key, value in zip(fields[::2], fields[1::2], strict=False) if _is_number(value)}
+class _Table:
+    """A file of ``name number`` lines. Of the fifty or so in memory.stat few are used: only these are converted."""
+
+    def __init__(self, data: bytes) -> None:
+        words = data.split()
+        self._words = dict(zip(words[::2], words[1::2], strict=False))
+
+    def get(self, name: bytes) -> int | None:
+        """None where there is no such line, or no number in it."""
+        word = self._words.get(name)
+        return int(word) if word is not None and _is_number(word) else None
 
 
 def _v1_limit(value: int | None) -> int | None:

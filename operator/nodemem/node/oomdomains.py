@@ -1,0 +1,275 @@
+"""Where on a node memory can run out: its containers and pods, each with what a prediction takes.
+
+The one place that reads cgroups for the findings: a snapshot has the containers' cgroups, not their pods' and not the
+order in which the kernel goes through them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from nodemem.kernel import oom
+from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup, ancestors
+from nodemem.kernel.oom import Domain, Generation, Rules, Task
+from nodemem.node import owners
+from nodemem.node.owners import ContainerRef, PodRef, QosClass
+from nodemem.node.snapshot import Container, Snapshot
+
+Scope = Literal["container", "pod"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the arithmetic takes that is the same for every domain. ``version``: of the memory controller; None when
+    there is none to be reached."""
+
+    page_size: int
+    totalpages: int
+    swap_total_bytes: int
+    version: Literal["v1", "v2"] | None
+    swappiness: int | None
+    panic_on_oom: int
+    generation: Generation
+    release: str | None
+
+    def rules(self) -> dict[Generation, Rules]:
+        """The kernel's rules; where its generation is unknown, those of each known one."""
+        known = oom.KNOWN_GENERATIONS if self.generation is Generation.UNKNOWN else (self.generation,)
+        return {each: oom.rules_for(self.release, each) for each in known}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTmpfs:
+    """A tmpfs whose files are charged here, as far as can be seen: ``shared`` with processes outside."""
+
+    path: str
+    used_bytes: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One container, or one pod with everything in it, sandbox included.
+
+    ``tasks`` have their path in the memory hierarchy as ``cgroup``; ``paths`` are the cgroups from ``path`` down as the
+    kernel walks them. ``joined`` is the order of joining by cgroup, where the kernel shows it and it can matter.
+    ``tmpfs``: None when mounts could not all be read. ``sandbox``: the pod's pause container.
+    """
+
+    scope: Scope
+    path: str
+    container_id: str | None
+    pod_uid: str | None
+    qos: QosClass | None
+    runtime: str | None
+    sandbox: bool
+    cgroup: MemoryCgroup | None
+    paths: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    sandbox_pids: frozenset[int] = frozenset()
+    joined: Mapping[str, Sequence[int]] | None = None
+    oom_group_paths: frozenset[str] = frozenset()
+    tmpfs: tuple[HeldTmpfs, ...] | None = None
+
+    @property
+    def limit_bytes(self) -> int | None:
+        return None if self.cgroup is None else self.cgroup.limit_bytes
+
+    @property
+    def usage_bytes(self) -> int | None:
+        return None if self.cgroup is None else self.cgroup.usage_bytes
+
+    @property
+    def committed_bytes(self) -> int | None:
+        """Usage less the page cache, which the kernel reclaims before it kills; all of it where the split is unknown.
+
+        A container that reads and writes files is at its limit most of the time and in no danger.
+        """
+        if self.cgroup is None or self.cgroup.usage_bytes is None:
+            return None
+        file, shmem = self.cgroup.file_bytes, self.cgroup.shmem_bytes
+        cache = 0 if file is None or shmem is None else max(0, file - shmem)
+        return max(0, self.cgroup.usage_bytes - cache)
+
+    @property
+    def room_bytes(self) -> int | None:
+        """What can still be charged before the limit leads to an OOM; None without a limit."""
+        limit, committed = self.limit_bytes, self.committed_bytes
+        return None if limit is None or committed is None else limit - committed
+
+
+def node_of(snapshot: Snapshot) -> Node:
+    total = snapshot.memory.partition
+    return Node(
+        page_size=snapshot.page_size,
+        totalpages=oom.global_totalpages(total.total_bytes, total.swap_total_bytes, snapshot.page_size),
+        swap_total_bytes=total.swap_total_bytes,
+        version=snapshot.hierarchy.memory_version,
+        swappiness=snapshot.facts.swappiness,
+        panic_on_oom=snapshot.facts.panic_on_oom or 0,
+        generation=snapshot.probe.generation,
+        release=snapshot.probe.release,
+    )
+
+
+def domain(place: Place, node: Node, rules: Rules) -> Domain | None:
+    """None for a cgroup that is gone, or a host without the memory controller.
+
+    ``shmem_bytes`` of the domain is at most what the tmpfs that can be reached from here hold, where that is known:
+    the rest is shared memory that dies with its processes.
+    """
+    if place.cgroup is None or node.version is None:
+        return None
+    tasks, order = oom.in_scan_order(place.tasks, rules, paths=place.paths, joined=place.joined)
+    shmem, tmpfs = place.cgroup.shmem_bytes, None
+    if shmem is not None and place.tmpfs is not None:
+        shmem = min(shmem, sum(each.used_bytes for each in place.tmpfs))
+        tmpfs = None if any(each.shared for each in place.tmpfs) else shmem
+    found = oom.memcg_domain(
+        place.cgroup,
+        tasks,
+        order,
+        page_size=node.page_size,
+        version=node.version,
+        total_swap_bytes=node.swap_total_bytes,
+        vm_swappiness=node.swappiness,
+        panic_on_oom=node.panic_on_oom,
+        oom_group_paths=place.oom_group_paths,
+        tmpfs_bytes=tmpfs,
+    )
+    return replace(found, shmem_bytes=shmem)
+
+
+def places(snapshot: Snapshot) -> list[Place]:
+    """Every container, and every pod whose cgroup has a limit. Costs one walk of the cgroups and a read for each pod;
+    on v2 kernels whose scan order matters, a read of cgroup.procs for each cgroup of a container."""
+    hierarchy = snapshot.hierarchy
+    walked = list(hierarchy.walk())
+    tasks = _tasks_by_path(snapshot)
+    in_order = snapshot.probe.generation is not Generation.ACCURATE and hierarchy.memory_version == "v2"
+    groups = {each.path for each in snapshot.containers.values() if each.cgroup and each.cgroup.oom_group}
+    sandboxes = {each.path for each in snapshot.containers.values() if _is_sandbox(snapshot, each)}
+    known_paths = {each.path for each in snapshot.containers.values()}
+    index = {path: at for at, path in enumerate(walked)}
+
+    def place(
+        scope: Scope, ref: ContainerRef | PodRef, path: str, cgroup: MemoryCgroup | None, also: Sequence[str] = ()
+    ) -> Place:
+        below = _below(walked, index, path) or [path, *also]
+        found = [task for each in below for task in tasks.get(each, ())]
+        inner = _oom_groups(hierarchy, below, known_paths) if hierarchy.memory_version == "v2" else set()
+        pause = {task.pid for task in found if any(_inside(task.cgroup or "", each) for each in sandboxes)}
+        container_id = ref.container_id if isinstance(ref, ContainerRef) else None
+        return Place(
+            scope=scope,
+            path=path,
+            container_id=container_id,
+            pod_uid=ref.pod_uid,
+            qos=ref.qos,
+            runtime=ref.runtime if isinstance(ref, ContainerRef) else None,
+            sandbox=scope == "container" and path in sandboxes,
+            cgroup=cgroup,
+            paths=tuple(below),
+            tasks=tuple(found),
+            sandbox_pids=frozenset(pause),
+            joined={each: hierarchy.procs(each) for each in below} if in_order else None,
+            oom_group_paths=frozenset(inner | {each for each in groups if _inside(each, path)}),
+            tmpfs=_held(snapshot, ref.pod_uid, container_id),
+        )
+
+    result = []
+    pods: dict[str, PodRef] = {}
+    for container in snapshot.containers.values():
+        result.append(place("container", container.ref, container.path, container.cgroup))
+        if (pod := _pod_path(hierarchy, container)) is not None:
+            pods.setdefault(pod, PodRef(container.ref.pod_uid or "", container.ref.qos or "Burstable"))
+    for path, ref in pods.items():
+        try:
+            cgroup = hierarchy.read(path)
+        except FileNotFoundError:
+            continue
+        if cgroup.limit_bytes is not None:
+            result.append(place("pod", ref, path, cgroup))
+    return result
+
+
+def _tasks_by_path(snapshot: Snapshot) -> dict[str, list[Task]]:
+    resolved: dict[str, str | None] = {}
+    found: dict[str, list[Task]] = {}
+    for task in oom.tasks_from(snapshot.processes.values(), snapshot.page_size):
+        shown = task.cgroup
+        if shown is None:
+            continue
+        if shown not in resolved:
+            resolved[shown] = snapshot.hierarchy.resolve(shown)
+        path = resolved[shown]
+        if path is not None:
+            found.setdefault(path, []).append(task if path == shown else replace(task, cgroup=path))
+    return found
+
+
+def _is_sandbox(snapshot: Snapshot, container: Container) -> bool:
+    processes = [snapshot.processes[pid] for pid in container.pids if pid in snapshot.processes]
+    return container.ref.pod_uid is not None and owners.is_sandbox(processes)
+
+
+def _pod_path(hierarchy: Hierarchy, container: Container) -> str | None:
+    """The topmost ancestor that is the container's pod; none where runtimes keep containers outside of their pods."""
+    uid = container.ref.pod_uid
+    if uid is None:
+        return None
+    above = [
+        path
+        for path in ancestors(container.path, hierarchy.root)
+        if isinstance(ref := owners.parse_cgroup(path, hierarchy.root), PodRef) and ref.pod_uid == uid
+    ]
+    return above[-1] if above else None
+
+
+def _below(walked: Sequence[str], index: Mapping[str, int], path: str) -> list[str]:
+    """In a walk parents come first: what is below follows without a gap."""
+    if (at := index.get(path)) is None:
+        return []
+    end = at + 1
+    while end < len(walked) and _inside(walked[end], path):
+        end += 1
+    return list(walked[at:end])
+
+
+def _inside(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top.rstrip('/')}/")
+
+
+def _oom_groups(hierarchy: Hierarchy, paths: Sequence[str], known: set[str]) -> set[str]:
+    """Those of cgroups that a container made inside of its own."""
+    found = set()
+    for path in paths[1:]:
+        if path in known:
+            continue
+        try:
+            if hierarchy.read(path).oom_group:
+                found.add(path)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _held(snapshot: Snapshot, pod_uid: str | None, container_id: str | None) -> tuple[HeldTmpfs, ...] | None:
+    return None if snapshot.mounts.unreadable else tuple(_reachable(snapshot, pod_uid, container_id))
+
+
+def _reachable(snapshot: Snapshot, pod_uid: str | None, container_id: str | None) -> Iterator[HeldTmpfs]:
+    """The tmpfs of a pod's volumes and those mounted in a container. One of unknown usage counts as boundless."""
+    pod_of = {each.ref.container_id: each.ref.pod_uid for each in snapshot.containers.values()}
+    for device, owner in snapshot.tmpfs_owners.items():
+        users = {container_id} if container_id is not None else {id for id, uid in pod_of.items() if uid == pod_uid}
+        in_use = set(owner.containers)
+        if not (users & in_use or (container_id is None and pod_uid is not None and owner.pod_uid == pod_uid)):
+            continue
+        superblock = snapshot.mounts.superblocks[device]
+        inspection = snapshot.inspections.get(device)
+        used = superblock.used_bytes
+        if used is None and inspection is not None and inspection.stopped is None:
+            used = inspection.found_bytes
+        shared = bool(in_use - users) or (owner.kind == "Host" and owner.path is not None)
+        yield HeldTmpfs(owner.path or device, (1 << 62) if used is None else used, shared)
