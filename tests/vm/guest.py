@@ -37,7 +37,6 @@ def main() -> NoReturn:
         with open(JOB) as text:
             job = json.load(text)
         results = os.open(RESULTS, os.O_WRONLY | os.O_NOCTTY)
-        os.system  # noqa: B018
         make_raw(results)
         mount_cgroups(job["cgroup"])
         if job["swap"]:
@@ -91,7 +90,10 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
     os.close(reader)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     reap_orphans()
-    result: dict[str, Any] = json.loads(text) if text else {"error": f"died of it: exit status {status}"}
+    try:
+        result: dict[str, Any] = json.loads(text)
+    except ValueError:
+        result = {"error": f"no answer: exit status {status}, {text[-2000:]!r}"}
     return result | {"seconds": round(time.monotonic() - started, 2), "log": read_log(log)}
 
 

@@ -60,8 +60,6 @@ def dbg():
     image = labprogram.executable("x", 4096, 4096, "x86_64")
     fd = os.memfd_create("x", os.MFD_CLOEXEC)
     os.write(fd, image)
-    out = []
-    pid = os.fork()
     r, w = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -76,6 +76,19 @@ class MemoryCgroup:
     """v1 memory.swappiness; v2 follows vm.swappiness."""
 
 
+class _Table:
+    """A file of ``name number`` lines. Of the fifty or so in memory.stat few are used: only these are converted."""
+
+    def __init__(self, data: bytes) -> None:
+        words = data.split()
+        self._words = dict(zip(words[::2], words[1::2], strict=False))
+
+    def get(self, name: bytes) -> int | None:
+        """None where there is no such line, or no number in it."""
+        word = self._words.get(name)
+        return int(word) if word is not None and _is_number(word) else None
+
+
 class Hierarchy:
     """The cgroup tree that the memory controller of one host is bound to. Made by ``discover``.
 
@@ -468,19 +481,6 @@ def _subdirectories(place: str) -> list[Any]:
         return []
     with scandir(place) as entries:
         return sorted([entry.inode(), entry.name] for entry in entries if entry.is_dir(follow_symlinks=False))
-
-
-class _Table:
-    """A file of ``name number`` lines. Of the fifty or so in memory.stat few are used: only these are converted."""
-
-    def __init__(self, data: bytes) -> None:
-        words = data.split()
-        self._words = dict(zip(words[::2], words[1::2], strict=False))
-
-    def get(self, name: bytes) -> int | None:
-        """None where there is no such line, or no number in it."""
-        word = self._words.get(name)
-        return int(word) if word is not None and _is_number(word) else None
 
 
 def _v1_limit(value: int | None) -> int | None:
