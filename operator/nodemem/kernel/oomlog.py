@@ -225,6 +225,7 @@ _SYSLOG_5424 = re.compile(rb"^<\d{1,3}>1 (\S{1,40}) ")
 _JOURNAL_TIME = re.compile(rb'"__REALTIME_TIMESTAMP"\s*:\s*"(\d{1,18})"')
 _KMSG = re.compile(rb"^\d{1,4},\d{1,20},\d{1,20},[^;\n]{1,40};")
 _JSON_FIELD = re.compile(rb'^\s*"MESSAGE"\s*:\s*(".*"),?\s*$')
+_JSON_BYTES = re.compile(rb'^\{.*"MESSAGE"\s?:\s?\[')
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 _WORDS = (b"oom", b"f memory", b"Kill", b"Task", b" usage ", b"on memory")
@@ -363,7 +364,7 @@ class Parser:
     def feed(self, line: bytes) -> list[Report]:
         if len(line) > MAX_LINE:
             line = line[:MAX_LINE]
-        if self._draft is None and not _worth_reading(line):
+        if self._draft is None and not _worth_reading(line) and not _JSON_BYTES.search(line):
             if self._preamble is not None:
                 self._preamble.age += 1
                 if self._preamble.age > _MAX_PREAMBLE_AGE:
