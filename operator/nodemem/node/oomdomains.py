@@ -19,6 +19,30 @@ Scope = Literal["container", "pod"]
 
 
 @dataclass(frozen=True, slots=True)
+class HeldTmpfs:
+    """A tmpfs that can be reached from a place, so that its files may be charged there; ``shared``: from outside, too.
+    ``used_bytes`` None: not known."""
+
+    path: str
+    used_bytes: int | None
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFigures:
+    """A process as evidence. ``frees_bytes``: what its death gives back for certain; ``points`` the kernel's score in
+    the domain in question, in pages, None where it has none (never killed) or that is not known."""
+
+    pid: int
+    comm: str
+    rss_bytes: int
+    frees_bytes: int
+    oom_score_adj: int | None
+    points: int | None = None
+    container_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """What the arithmetic takes that is the same for every domain. ``version``: of the memory controller; None when
     there is none to be reached."""
@@ -31,6 +55,19 @@ class Node:
     panic_on_oom: int
     generation: Generation
     release: str | None
+    cgroup_root: str = "/"
+
+    def figures(self, task: Task, points: int | None = None) -> ProcessFigures:
+        owner = None if task.cgroup is None else owners.parse_cgroup(task.cgroup, self.cgroup_root)
+        return ProcessFigures(
+            pid=task.pid,
+            comm=task.name,
+            rss_bytes=task.rss_pages * self.page_size,
+            frees_bytes=task.frees_pages * self.page_size,
+            oom_score_adj=task.oom_score_adj,
+            points=points,
+            container_id=owner.container_id if isinstance(owner, ContainerRef) else None,
+        )
 
     def rules(self) -> dict[Generation, Rules]:
         """The kernel's rules; where its generation is unknown, those of each known one."""
@@ -39,21 +76,13 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldTmpfs:
-    """A tmpfs whose files are charged here, as far as can be seen: ``shared`` with processes outside."""
-
-    path: str
-    used_bytes: int
-    shared: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """One container, or one pod with everything in it, sandbox included.
 
     ``tasks`` have their path in the memory hierarchy as ``cgroup``; ``paths`` are the cgroups from ``path`` down as the
     kernel walks them. ``joined`` is the order of joining by cgroup, where the kernel shows it and it can matter.
-    ``tmpfs``: None when mounts could not all be read. ``sandbox``: the pod's pause container.
+    ``tmpfs``: None when mounts could not all be read, or Shmem is too little to matter. ``sandbox``: the pause
+    container of a pod.
     """
 
     scope: Scope
@@ -109,6 +138,7 @@ def node_of(snapshot: Snapshot) -> Node:
         panic_on_oom=snapshot.facts.panic_on_oom or 0,
         generation=snapshot.probe.generation,
         release=snapshot.probe.release,
+        cgroup_root=snapshot.hierarchy.root,
     )
 
 
@@ -122,8 +152,9 @@ def domain(place: Place, node: Node, rules: Rules) -> Domain | None:
         return None
     tasks, order = oom.in_scan_order(place.tasks, rules, paths=place.paths, joined=place.joined)
     shmem, tmpfs = place.cgroup.shmem_bytes, None
-    if shmem is not None and place.tmpfs is not None:
-        shmem = min(shmem, sum(each.used_bytes for each in place.tmpfs))
+    used = [each.used_bytes for each in place.tmpfs or ()]
+    if shmem is not None and place.tmpfs is not None and None not in used:
+        shmem = min(shmem, sum(each or 0 for each in used))
         tmpfs = None if any(each.shared for each in place.tmpfs) else shmem
     found = oom.memcg_domain(
         place.cgroup,
@@ -174,7 +205,7 @@ def places(snapshot: Snapshot) -> list[Place]:
             sandbox_pids=frozenset(pause),
             joined={each: hierarchy.procs(each) for each in below} if in_order else None,
             oom_group_paths=frozenset(inner | {each for each in groups if _inside(each, path)}),
-            tmpfs=_held(snapshot, ref.pod_uid, container_id),
+            tmpfs=_held(snapshot, cgroup, ref.pod_uid, container_id),
         )
 
     result = []
@@ -254,22 +285,30 @@ def _oom_groups(hierarchy: Hierarchy, paths: Sequence[str], known: set[str]) -> 
     return found
 
 
-def _held(snapshot: Snapshot, pod_uid: str | None, container_id: str | None) -> tuple[HeldTmpfs, ...] | None:
-    return None if snapshot.mounts.unreadable else tuple(_reachable(snapshot, pod_uid, container_id))
+def _held(
+    snapshot: Snapshot, cgroup: MemoryCgroup | None, pod_uid: str | None, container_id: str | None
+) -> tuple[HeldTmpfs, ...] | None:
+    """Only for a place with so much Shmem that it matters how much of it is tmpfs: this goes through all of them."""
+    if cgroup is None or snapshot.mounts.unreadable or not cgroup.limit_bytes:
+        return None
+    if (cgroup.shmem_bytes or 0) < oom.TMPFS_SHARE * cgroup.limit_bytes:
+        return None
+    return tuple(_reachable(snapshot, pod_uid, container_id))
 
 
 def _reachable(snapshot: Snapshot, pod_uid: str | None, container_id: str | None) -> Iterator[HeldTmpfs]:
-    """The tmpfs of a pod's volumes and those mounted in a container. One of unknown usage counts as boundless."""
-    pod_of = {each.ref.container_id: each.ref.pod_uid for each in snapshot.containers.values()}
+    """The tmpfs mounted in a container; of a pod its volumes too, and what its containers have mounted."""
+    if container_id is not None:
+        users = {container_id}
+    else:
+        users = {each.ref.container_id for each in snapshot.containers.values() if each.ref.pod_uid == pod_uid}
     for device, owner in snapshot.tmpfs_owners.items():
-        users = {container_id} if container_id is not None else {id for id, uid in pod_of.items() if uid == pod_uid}
-        in_use = set(owner.containers)
-        if not (users & in_use or (container_id is None and pod_uid is not None and owner.pod_uid == pod_uid)):
+        mounted_by = set(owner.containers)
+        if not users & mounted_by and (container_id is not None or owner.pod_uid != pod_uid):
             continue
         superblock = snapshot.mounts.superblocks[device]
         inspection = snapshot.inspections.get(device)
         used = superblock.used_bytes
         if used is None and inspection is not None and inspection.stopped is None:
             used = inspection.found_bytes
-        shared = bool(in_use - users) or (owner.kind == "Host" and owner.path is not None)
-        yield HeldTmpfs(owner.path or device, (1 << 62) if used is None else used, shared)
+        yield HeldTmpfs(owner.path or device, used, bool(mounted_by - users) or owner.kind == "Host")
