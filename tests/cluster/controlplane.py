@@ -1,11 +1,13 @@
 """A real Kubernetes API server on loopback: etcd, kube-apiserver, kube-controller-manager in a temporary directory.
 
-RBAC and service account tokens are on, admission plugins are the defaults. Everything ends with the process that
-started it, also when that one is killed (PR_SET_PDEATHSIG); the directory goes at an orderly end.
+RBAC and service account tokens are on, admission plugins are the defaults. Everything ends with the thread that
+started it, also when its process is killed (PR_SET_PDEATHSIG); the directory goes at an orderly end, else at the next
+start.
 """
 
 import base64
 import ctypes
+import fcntl
 import json
 import os
 import secrets
@@ -21,13 +23,14 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cluster import binaries
 
+_PREFIX = "nodemem-cluster-"
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,7 +50,9 @@ class ControlPlane:
     def __init__(self, *, controller_manager: bool = True, apiserver_args: tuple[str, ...] = ()) -> None:
         self._with_controller_manager = controller_manager
         self._apiserver_args = apiserver_args
-        self.directory = Path(tempfile.mkdtemp(prefix="nodemem-cluster-"))
+        remove_stale_directories()
+        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = _lock(self.directory)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._port = _free_port()
         self._etcd_port, self._peer_port = _free_port(), _free_port()
@@ -72,6 +77,7 @@ class ControlPlane:
         for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
             self.stop(name)
         shutil.rmtree(self.directory, ignore_errors=True)
+        self._lock.close()
 
     # Processes
 
@@ -159,8 +165,12 @@ class ControlPlane:
 
     def writes(self) -> list[dict[str, Any]]:
         """The audit events of all writes so far (leases left out)."""
-        lines = self.audit_log.read_text().splitlines() if self.audit_log.exists() else []
-        return [json.loads(line) for line in lines]
+        text = self.audit_log.read_text() if self.audit_log.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]  # what follows the last newline is being written
+
+    def pids(self) -> dict[str, int]:
+        """The programs that were started and not stopped."""
+        return {name: process.pid for name, process in self._processes.items()}
 
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
@@ -189,18 +199,31 @@ class ControlPlane:
             raise ApiError(error.code, text) from None
         return json.loads(data) if data[:1] in (b"{", b"[") else data.decode()
 
-    def apply(self, *objects: Mapping[str, Any], manager: str = "test", token: str | None = None) -> list[Any]:
+    def apply(
+        self, *objects: Mapping[str, Any], manager: str = "test", token: str | None = None, subresource: str = ""
+    ) -> list[Any]:
         """Server-side apply with strict field validation. Raises ApiError."""
+        query = f"fieldManager={manager}&force=true&fieldValidation=Strict"
         return [
             self.request(
                 "PATCH",
-                f"{self.path_of(item)}?fieldManager={manager}&force=true&fieldValidation=Strict",
+                f"{self.path_of(item)}{subresource and '/' + subresource}?{query}",
                 item,
                 content_type="application/apply-patch+yaml",
                 token=token,
             )
             for item in objects
         ]
+
+    def install(self, *definitions: Mapping[str, Any]) -> None:
+        """Custom resource definitions, until they are Established and served."""
+        self.apply(*definitions)
+        names = [item["metadata"]["name"] for item in definitions]
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in names))
+        for item in definitions:
+            spec = item["spec"]
+            path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+            self._until("kube-apiserver", lambda path=path: self.request("GET", path), 30)
 
     def path_of(self, item: Mapping[str, Any]) -> str:
         """The URL path of an object, by discovery of its kind."""
@@ -217,7 +240,7 @@ class ControlPlane:
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
         """Real kubectl as the administrator; its standard output. Raises CalledProcessError with both outputs."""
         result = subprocess.run(
-            ["kubectl", *args],
+            [binaries.find_kubectl(), *args],
             env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.directory)},
             input=stdin,
             capture_output=True,
@@ -336,6 +359,30 @@ class ControlPlane:
         if not self.ca_file.exists():
             raise OSError(f"{self.ca_file}: not there yet")
         return ssl.create_default_context(cafile=str(self.ca_file))
+
+
+def remove_stale_directories() -> None:
+    """Those of owners that died: nobody holds their lock any more. The lock, unlike a pid, holds across containers."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(directory / "owner", os.O_RDWR)
+        except OSError:
+            continue  # somebody is just creating it, or just removed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    """The file gets its name when it is locked: nobody finds it unlocked while the owner lives."""
+    lock = (directory / "owner.new").open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(lock.name, directory / "owner")
+    return lock
 
 
 def _free_port() -> int:

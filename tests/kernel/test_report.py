@@ -25,7 +25,7 @@ SYSTEMD_CONTAINER = "cd" * 32
 
 def nodemem(*args: str, env: dict[str, str] | None = None, check: bool = True) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", "nodemem.cli.main", *args],
+        [sys.executable, "-m", "nodemem", *args],
         capture_output=True,
         text=True,
         timeout=120,
@@ -174,7 +174,7 @@ def test_the_verdict_names_the_tmpfs_and_its_writer_first() -> None:
 
 def test_watch_shows_what_grew() -> None:
     with workloads.tmpfs_here(MIB, limit=256 * MIB) as here:
-        command = [sys.executable, "-m", "nodemem.cli.main", "report", "--no-history"]
+        command = [sys.executable, "-m", "nodemem", "report", "--no-history"]
         command += ["--watch", "0.3", "--count", "2", "-o", "json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
             assert watching.stdout is not None

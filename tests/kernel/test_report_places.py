@@ -12,7 +12,7 @@ from kernel import workloads
 from kernel.workloads import CLONE_NEWNS, MIB
 from nodemem.cli.main import main
 
-REPORT = f"{sys.executable} -m nodemem.cli.main report --no-history -o json --all"
+REPORT = f"{sys.executable} -m nodemem report --no-history -o json --all"
 
 
 def report_in(script: str) -> dict[str, Any]:

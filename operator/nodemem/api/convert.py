@@ -2,28 +2,59 @@
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from nodemem.node.status import key
+from nodemem.node.status import ReportStatus, key
 
 T = TypeVar("T")
+
+REPORT_BYTES = 16 << 10
+"""What a MemoryReport.status may take as JSON."""
 
 
 def wire(value: Any) -> dict[str, Any]:
     """A dataclass as the API server will take it.
 
-    Unknown values and what only --all fills are left out. Strings and lists are cut to their bounds, since one name that
-    is too long would cost the whole write. Undecodable and control bytes are escaped as ``\\xNN``: JSON can't carry the
-    ones, and the others reach people's terminals through kubectl.
+    Unknown values and what only --all fills are left out. Strings and lists are cut to their bounds, since one name
+    that is too long would cost the whole write. Undecodable and control bytes are escaped as ``\\xNN``: the ones can't
+    be in JSON, and the others would reach people's terminals through kubectl.
     """
     return {
         key(field.name): _wire(item, field.metadata)
         for field in dataclasses.fields(value)
         if field.metadata["max_items"] != 0 and (item := getattr(value, field.name)) is not None
     }
+
+
+def wire_report(status: ReportStatus, *, max_bytes: int = REPORT_BYTES) -> dict[str, Any]:
+    """``wire``, and the lists cut until it all fits: the end of whichever is longest goes first.
+
+    ``omitted`` counts what goes (of exposures, summary.exposed is the number of all). Every entry is measured once, so
+    that the cost is one serialisation. The lists are most important first, and none loses its first entry.
+    """
+    plain = wire(status)
+    lists = {name: plain[name] for name in ("containers", "tmpfs", "exposures", "oomKills") if name in plain}
+    sizes = {name: [_size(item) + 1 for item in items] for name, items in lists.items()}
+    totals = {name: sum(each) for name, each in sizes.items()}
+    # 64: for the numbers in omitted, which grow by some digits.
+    rest = max_bytes - _size({name: [] if name in lists else value for name, value in plain.items()}) - 64
+    while sum(totals.values()) > rest:
+        name = max((name for name in lists if len(lists[name]) > 1), key=lambda name: totals[name], default=None)
+        if name is None:
+            break
+        lists[name].pop()
+        totals[name] -= sizes[name].pop()
+        if name in plain["omitted"]:
+            plain["omitted"][name] += 1
+    return plain
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _wire(value: Any, metadata: Mapping[str, Any]) -> Any:
@@ -38,9 +69,14 @@ def _wire(value: Any, metadata: Mapping[str, Any]) -> Any:
 
 def _bounded(text: str, length: int) -> str:
     """The API server counts code points; so does len()."""
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else _escape(char) for char in text)
+    text = safe(text)
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def safe(text: str) -> str:
+    """Text from the kernel or a container, made printable: control bytes, bidirectional marks and invalid UTF-8 are
+    escaped, so that a file name can't move the cursor or hide another."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def _escape(char: str) -> str:
@@ -69,17 +105,17 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if value is None or not dataclasses.is_dataclass(hint):
         return value
     known = {}
-    for field, name, inner in _fields(typing.cast(type[Any], hint)):
+    for field, name, inner in _fields(typing.cast(Any, hint)):
         if name in value:
             known[field.name] = _read(inner, value[name], f"{path}.{name}")
         elif field.default is dataclasses.MISSING:
             if type(None) not in typing.get_args(inner):
                 raise ValueError(f"{path}.{name}: missing")
             known[field.name] = None
-    return typing.cast(type[Any], hint)(**known)
+    return typing.cast(Any, hint)(**known)
 
 
 @functools.cache
-def _fields(cls: type[Any]) -> tuple[tuple["dataclasses.Field[Any]", str, Any], ...]:
+def _fields(cls: Any) -> tuple[tuple["dataclasses.Field[Any]", str, Any], ...]:
     hints = typing.get_type_hints(cls)
     return tuple((field, key(field.name), hints[field.name]) for field in dataclasses.fields(cls))

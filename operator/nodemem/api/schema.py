@@ -2,7 +2,8 @@
 
 Everything has an upper bound, since the API server estimates the cost of a rule from the bounds and refuses a
 definition that might be too dear. In a status nothing is required (but a condition's fields): the agent of the version
-before must still be able to write when the definitions are already the next ones.
+before must still be able to write when the definitions are already the next ones. What has one writer (a status, a
+selector) is atomic: managedFields then holds one entry for it, instead of one for each value.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodemem.api.resources import CATEGORY, GROUP, VERSION, Resource
+from nodemem.api.types import LabelSelector
 from nodemem.node.status import Condition, Rule, key, to_plain
 
 _SCALARS: dict[type[Any], dict[str, Any]] = {
@@ -105,6 +107,8 @@ def _value(hint: Any, metadata: Mapping[str, Any], *, strict: bool) -> dict[str,
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         schema = _object(hint, strict=strict)
         own = schema.pop("x-kubernetes-validations", [])
+        if not strict or hint is LabelSelector:
+            schema["x-kubernetes-map-type"] = "atomic"
         both = own + rules.get("x-kubernetes-validations", [])
         return schema | ({"x-kubernetes-validations": both} if both else {})
     if origin is tuple:

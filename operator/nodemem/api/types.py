@@ -89,6 +89,7 @@ class LabelSelector:
         max_items=32,
         max_length=63,
         rules=(
+            Rule(f"self.all(k, k.matches('^{_LABEL_KEY}$'))", "write labels' keys, such as pool or example.com/pool"),
             Rule(
                 f"self.all(k, self[k].matches('^{_LABEL_VALUE}$'))",
                 "a label's value has letters, digits, -, _ and . only, and begins and ends with a letter or digit",
@@ -116,7 +117,7 @@ class TmpfsRule:
         rules=_SIZE_RULES,
     )
     path: str | None = doc(
-        "Mount point, or a glob on it: * and ? match within a name, ** any depth. Required for Host.",
+        "Mount point, or a glob on it such as /run/user/*. Required for Host.",
         default=None,
         rules=(
             *_clean_path("/run or /run/user/*"),

@@ -48,6 +48,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nodemem: {error}", file=sys.stderr)
         return 1
 
-
-if __name__ == "__main__":
-    sys.exit(main())

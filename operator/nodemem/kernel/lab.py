@@ -384,7 +384,7 @@ class Result:
     """What the kernel did. ``killed``: pids in order; programs of the lab, and in a global OOM whoever else died.
 
     ``stalled``: the growing program got no memory and nobody died for it. ``oom_kills``: the kernel's own count for the
-    cgroup and those below; None where it doesn't count.
+    cgroup and those below, None where it doesn't count; a kill of a whole cgroup counts its first victim twice.
     """
 
     killed: tuple[int, ...]
@@ -498,9 +498,8 @@ class Lab:
             if not answered and grower.code is None:
                 self._stalled = True
                 return
-            if all(
-                each.code is not None or each.program.oom_score_adj == oom.OOM_SCORE_ADJ_MIN for each in self._running
-            ):
+            alive = (each.program.oom_score_adj for each in self._running if each.code is None)
+            if self._exits and all(adj == oom.OOM_SCORE_ADJ_MIN for adj in alive):
                 return
 
     def result(self) -> Result:
@@ -847,8 +846,9 @@ class _KernelLog:
         return cls(fd)
 
     def kills(self) -> list[int]:
+        """Pids in order, each once: a kill of a whole cgroup goes over its first victim twice (oom_kill_process())."""
         self._read()
-        return self._kills
+        return list(dict.fromkeys(self._kills))
 
     def nobody_left(self) -> bool:
         """Whether the kernel found no process to kill, which it says again at each try."""

@@ -116,6 +116,7 @@ class _Case:
         self.skipped = tuple(task for task in self.tasks if (task.pid, task.name) in dying)
         self.rules = {generation: rules_for(release, generation) for generation in KNOWN_GENERATIONS}
         self.unclamped = replace(self.rules[Generation.CLAMPED_FIRST], clamp=False)
+        self.with_bonus = {task.pid: replace(task, cap_sys_admin=True) for task in self.tasks if task.uid == 0}
         self.bonuses = self._bonuses()
         self.victim = self._row_of(report.victim)
         self.chosen = self._chosen()
@@ -148,8 +149,8 @@ class _Case:
 
     def _points(self, task: Task, weight: int, rules: Rules, bonus: bool) -> int:
         """``weight`` is totalpages / 1000, the only form in which totalpages enters a score."""
-        if bonus and task.uid == 0:
-            task = replace(task, cap_sys_admin=True)
+        if bonus:
+            task = self.with_bonus.get(task.pid, task)
         points = badness(task, weight * 1000, rules)
         return 0 if points is None else points
 

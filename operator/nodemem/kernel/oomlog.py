@@ -180,20 +180,18 @@ _HEADER = re.compile(rb"\[\s{0,4}pid\s{0,4}\]\s+uid\s+tgid((?:\s+[a-z_]{1,30}){2
 _HEADER_START = re.compile(rb"\[\s{0,4}pid\s{0,4}\]\s+uid\b")
 _ROW_START = re.compile(rb"\[\s{0,8}(\d{1,10})\](?=\s+\d{1,10}\s+\d)")
 _NUMBERS = re.compile(rb"(?:\s+-?\d{1,20})*")
-_SUMMARY = re.compile(
-    rb",mems_allowed=[\d,-]{0,400},(?:global_oom,task_memcg=|oom_memcg=.*,task_memcg=|task=).*pid=\d{1,10},uid=\d{1,10}\s*$"
-)
-_CHOICE = re.compile(rb"Kill process (\d{1,10}) \((.*)\) score (\d{1,20}) or sacrifice child")
+_SUMMARY_DOMAIN = re.compile(rb",mems_allowed=[\d,-]{0,400},(global_oom,task_memcg=|oom_memcg=|task=)")
+_CHOICE = re.compile(rb"Kill process (\d{1,10}) \((.{0,64})\) score (\d{1,20}) or sacrifice child")
 _KILLED = re.compile(
-    rb"Killed process (\d{1,10})(?:, UID \d{1,10},)? \((.*)\),? (?:UID (\d{1,10}), )?"
+    rb"Killed process (\d{1,10})(?:, UID \d{1,10},)? \((.{0,64})\),? (?:UID (\d{1,10}), )?"
     rb"total-vm:(\d{1,20})kB, anon-rss:(\d{1,20})kB, file-rss:(\d{1,20})kB(?:, shmem-rss:(\d{1,20})kB)?"
     rb"(?:, UID:(\d{1,10}) pgtables:(\d{1,20})kB oom_score_adj:(-?\d{1,5}))?"
 )
 _REAPED = re.compile(
-    rb"oom_reaper: reaped process (\d{1,10}) \((.*)\), now anon-rss:(\d{1,20})kB, file-rss:(\d{1,20})kB,"
+    rb"oom_reaper: reaped process (\d{1,10}) \((.{0,64})\), now anon-rss:(\d{1,20})kB, file-rss:(\d{1,20})kB,"
     rb" shmem-rss:(\d{1,20})kB"
 )
-_NOT_REAPED = re.compile(rb"oom_reaper: unable to reap pid:(\d{1,10}) \((.*)\)")
+_NOT_REAPED = re.compile(rb"oom_reaper: unable to reap pid:(\d{1,10}) \((.{0,64})\)")
 _GROUP = re.compile(rb"Tasks in (.+) are going to be killed due to memory\.oom\.group set")
 _SUPPRESSED = re.compile(
     rb"oom_kill_process: (\d{1,9}) callbacks suppressed|dump_header: (\d{1,9}) callbacks suppressed"
@@ -347,7 +345,7 @@ class Parser:
         self._draft: _Draft | None = None
         self._preamble: _MemInfo | None = None
         self._held: list[bytes] = []
-        self._torn = False
+        self._torn: Literal["name", "path"] | None = None
         self._killed: deque[tuple[int, str]] = deque(maxlen=256)
         self._row_patterns: dict[int, re.Pattern[bytes]] = {}
 
@@ -364,7 +362,7 @@ class Parser:
     def feed(self, line: bytes) -> list[Report]:
         if len(line) > MAX_LINE:
             line = line[:MAX_LINE]
-        if self._draft is None and not _worth_reading(line) and not _JSON_BYTES.search(line):
+        if self._draft is None and not _worth_reading(line) and not _JSON_BYTES.match(line):
             if self._preamble is not None:
                 self._preamble.age += 1
                 if self._preamble.age > _MAX_PREAMBLE_AGE:
@@ -392,14 +390,14 @@ class Parser:
             if whole is not None:
                 self._held = []
                 self._sentence(whole, line, done)
-                self._torn = True
+                self._torn = "name" if _ROW_START.search(whole) else None
                 return
             if rest and not self._incomplete(message) and not self._starts(rest) and len(self._held) < 4:
                 self._held.append(message)
                 return
             self._release(line, done)
-        torn, self._torn = self._torn, False
-        if torn and (self._last_word(message) or self._path_end(message)):
+        torn, self._torn = self._torn, None
+        if (torn == "name" and self._last_word(message)) or (torn == "path" and self._path_end(message)):
             return
         if self._incomplete(message):
             self._held = [message]
@@ -422,7 +420,9 @@ class Parser:
         """After ``Task in /a killed as a result of limit of /kubepo``: the rest of that path."""
         draft = self._draft
         rest = message.rstrip()
-        if draft is None or b"/" not in rest[1:] or rest.startswith(b"/") or b" " in rest or draft.tasks:
+        if draft is None or "oom_memcg" not in draft.fields or b" " in rest:
+            return False
+        if b"/" not in rest or rest.startswith(b"/"):
             return False
         draft.fields["oom_memcg"] += os.fsdecode(rest)
         return True
@@ -468,7 +468,7 @@ class Parser:
         if _HEADER_START.search(message):
             return not message.rstrip().endswith(b" oom_score_adj name")
         if b"oom-kill:constraint=" in message:
-            return _SUMMARY.search(message) is None
+            return not _whole_summary(message)
         if b"Killed process " in message:
             return _KILLED.search(message) is None or message.rstrip().endswith(b",")
         if b"Kill process " in message and b" (" in message:
@@ -562,7 +562,7 @@ class Parser:
             draft = self._continued(line, done, unless=self._seen("oom_memcg"))
             draft.fields["task_memcg"] = os.fsdecode(match[1])
             draft.fields["oom_memcg"] = os.fsdecode(match[2].rstrip())
-            self._torn = True
+            self._torn = "path"
             draft.memcg_oom = True
         elif b"Out of memory and no killable processes" in message:
             draft = self._continued(line, done, unless=False)
@@ -771,6 +771,14 @@ def _holds_victim(draft: _Draft) -> bool:
     elif choice is not None:
         pids.add(choice.pid)
     return any(task.pid in pids or task.tgid in pids for task in draft.tasks)
+
+
+def _whole_summary(message: bytes) -> bool:
+    domain = _SUMMARY_DOMAIN.search(message)
+    if domain is None or (domain[1] == b"oom_memcg=" and message.find(b",task_memcg=", domain.end()) < 0):
+        return False
+    head, _, uid = message.rstrip().rpartition(b",uid=")
+    return uid.isdigit() and head.rpartition(b",pid=")[2].isdigit()
 
 
 def _guess_columns(message: bytes) -> tuple[str, ...] | None:

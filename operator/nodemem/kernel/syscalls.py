@@ -11,10 +11,28 @@ from typing import Any, NamedTuple
 
 CLONE_NEWNS = 0x00020000
 
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_MANDLOCK = 0x40
+MS_DIRSYNC = 0x80
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_RELATIME = 0x200000
+MS_STRICTATIME = 0x1000000
+MS_LAZYTIME = 0x2000000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_RECONFIGURE = 7
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -27,7 +45,11 @@ TMPFS_MAGIC = 0x01021994
 RAMFS_MAGIC = 0x858458F6
 NSFS_MAGIC = 0x6E736673
 
-_SYS_OPENAT2 = 437  # the same on every architecture but alpha
+_SYS_FSCONFIG = 431  # these are the same on every architecture but alpha
+_SYS_FSPICK = 433
+_SYS_OPENAT2 = 437
+_FSPICK_CLOEXEC = 0x1
+_FSPICK_EMPTY_PATH = 0x8
 _STATX_FLAGS = 0x1000 | 0x4000 | 0x800 | 0x100  # EMPTY_PATH, STATX_DONT_SYNC, NO_AUTOMOUNT, SYMLINK_NOFOLLOW
 _STATX_BASIC_STATS = 0x7FF
 _STATX_ATTR_MOUNT_ROOT = 0x2000
@@ -63,6 +85,36 @@ def mount(source: bytes | None, target: bytes, fstype: bytes | None, flags: int,
 
 def umount(target: bytes, flags: int = 0) -> None:
     _check(_libc.umount2(target, flags), "umount2")
+
+
+def fspick(fd: int) -> int:
+    """A configuration context for the filesystem whose mount an open descriptor (O_PATH too) is the top of.
+
+    Linux 5.2: ENOSYS before. EINVAL where the descriptor is not the top of a mount. The caller closes it.
+    """
+    return _check(
+        _libc.syscall(_long(_SYS_FSPICK), _long(fd), b"", _long(_FSPICK_EMPTY_PATH | _FSPICK_CLOEXEC)), "fspick"
+    )
+
+
+def fsconfig(context: int, command: int, key: bytes | None = None, value: bytes | None = None) -> None:
+    """The kernel's words on a failure are in the context's log: ``context_log``."""
+    _check(_libc.syscall(_long(_SYS_FSCONFIG), _long(context), _long(command), key, value, _long(0)), "fsconfig")
+
+
+def context_log(context: int) -> list[str]:
+    """The messages in the log of a configuration context, oldest first; each is read once.
+
+    The first letter is the severity: ``e tmpfs: Too small a size for current use``.
+    """
+    messages: list[str] = []
+    while True:
+        try:
+            messages.append(os.fsdecode(os.read(context, 8192)).rstrip("\n"))
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                return messages
+            raise
 
 
 def die_with_parent(signal: int) -> None:

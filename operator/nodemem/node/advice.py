@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nodemem.kernel import oom
-from nodemem.kernel.oom import Domain, Reason, Task
+from nodemem.kernel.oom import Domain, Reason, Rules, Task
 from nodemem.node.adj import BEST_EFFORT, GUARANTEED
 from nodemem.node.oomdomains import Node, Place
 from nodemem.node.units import binary_size, percent
@@ -23,18 +24,28 @@ def count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def message(
-    place: Place,
-    node: Node,
-    domain: Domain,
-    reasons: Sequence[Reason],
-    mitigation_adj: int | None,
-    discriminates_above_percent: int | None,
-) -> str:
+@dataclass(frozen=True, slots=True)
+class MitigationAdvice:
+    """``oom_score_adj`` for all processes of the place, or ``why_none``."""
+
+    oom_score_adj: int | None
+    discriminates_above_percent: int | None
+    why_none: str | None
+
+
+def mitigation(domain: Domain, node: Node, rules: Rules, reasons: Sequence[Reason]) -> MitigationAdvice:
+    """A value helps against the clamp (and, being the same for all, against a skew that comes with it)."""
+    if not any(isinstance(each, oom.ClampedBadness) for each in reasons):
+        return MitigationAdvice(None, None, "; ".join(WHY_NO_VALUE[each.kind] for each in reasons))
+    found = oom.mitigation(domain.totalpages or 0, node.totalpages, domain.tasks, rules)
+    return MitigationAdvice(found.oom_score_adj, found.discriminates_above_percent, found.why_none)
+
+
+def message(place: Place, node: Node, domain: Domain, reasons: Sequence[Reason], value: MitigationAdvice) -> str:
     """One paragraph. Names of processes are as the kernel has them: to be escaped where they are shown."""
     words = _Words(place, node, domain)
     return " ".join(
-        words.clamped(reason, mitigation_adj, discriminates_above_percent)
+        words.clamped(reason, value)
         if isinstance(reason, oom.ClampedBadness)
         else words.unkillable(reason)
         if isinstance(reason, oom.Unkillable)
@@ -51,7 +62,7 @@ class _Words:
         what = f"container {place.container_id[:12]}" if place.container_id else f"pod {place.pod_uid}"
         self._subject = f"When {what} reaches its limit of {binary_size(place.limit_bytes)}"
 
-    def clamped(self, reason: oom.ClampedBadness, adj: int | None, percent: int | None) -> str:
+    def clamped(self, reason: oom.ClampedBadness, value: MitigationAdvice) -> str:
         if reason.predicted is not None:
             whom = f"{self._process(reason.predicted)}, which frees {self._frees(reason.predicted)}"
         else:
@@ -63,19 +74,14 @@ class _Words:
             "started decides. The next OOM follows at once. A kernel with commit 9066e5cfb73c (5.9, 5.4.144, or a "
             "vendor's that has it) chooses right."
         )
-        if adj is not None:
-            return (
-                f"{text} Until then set oom_score_adj {adj} for all processes of the {self._place.scope} "
-                f"(choom -n {adj} -p PID): for the node they stay as safe as they are, and in the "
-                f"{self._place.scope} any that holds {percent} % of the limit or more stands out."
-            )
-        why = oom.mitigation(
-            self._domain.totalpages or 0,
-            self._node.totalpages,
-            self._domain.tasks,
-            oom.rules_for(self._node.release, oom.Generation.CLAMPED_LAST),
-        ).why_none
-        return f"{text} There is no oom_score_adj that helps here: {why or 'other reasons stand against it'}."
+        adj, scope = value.oom_score_adj, self._place.scope
+        if adj is None:
+            return f"{text} There is no oom_score_adj that helps here: {value.why_none}."
+        return (
+            f"{text} Until then set oom_score_adj {adj} for all processes of the {scope} (choom -n {adj} -p PID): for "
+            f"the node they stay as safe as they are, and in the {scope} any that holds "
+            f"{value.discriminates_above_percent} % of the limit or more stands out."
+        )
 
     def unkillable(self, reason: oom.Unkillable) -> str:
         held = f"{self._process(reason.task)} holds {self._frees(reason.task)}, {percent(reason.share, 1)} of it"
@@ -106,8 +112,8 @@ class _Words:
                 "proportion to what each uses, or give each a limit of its own that is hit before the pod's."
             )
         return (
-            f"{text} Give all processes of the {self._place.scope} the same value, {self._usual(set())} (choom -n ADJ "
-            "-p PID); some program in it, or its start script, writes /proc/<pid>/oom_score_adj."
+            f"{text} Give all processes of the container the same value, {self._usual(set())} (choom -n ADJ -p PID); "
+            "some program in it, or its start script, writes /proc/<pid>/oom_score_adj."
         )
 
     def held(self, reason: oom.TmpfsHeld) -> str:

@@ -70,22 +70,13 @@ class ContainerOutlook:
 
 
 @dataclass(frozen=True, slots=True)
-class MitigationAdvice:
-    """``oom_score_adj`` for all processes of the place, or ``why_none``."""
-
-    oom_score_adj: int | None
-    discriminates_above_percent: int | None
-    why_none: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Exposure:
     """An exposed container or pod. ``evidence`` has the kernel module's numbers for each of ``outlook.reasons``."""
 
     outlook: ContainerOutlook
     severity: Severity
     evidence: tuple[Reason, ...]
-    mitigation: MitigationAdvice
+    mitigation: advice.MitigationAdvice
     message: str
 
 
@@ -131,13 +122,15 @@ def _hit_first(places: Sequence[Place]) -> dict[str, bool]:
     A charge goes to a container and to its pod alike, so the one with less room is hit first. Where the pod's limit is
     not the larger one it always is: its usage includes the container's.
     """
-    pods = {place.path: place for place in places if place.scope == "pod"}
+    pods = {place.pod_uid: place for place in places if place.scope == "pod"}
     first = dict.fromkeys((place.path for place in places), False)
-    alone = set(pods)
+    alone = {place.path for place in pods.values()}
     for place in places:
         if place.scope == "pod":
             continue
-        pod = next((each for path, each in pods.items() if place.path.startswith(f"{path}/")), None)
+        pod = pods.get(place.pod_uid)
+        if pod is not None and not place.path.startswith(f"{pod.path}/"):
+            pod = None
         if pod is not None and not place.sandbox:
             alone.discard(pod.path)
         if place.limit_bytes is None:
@@ -287,21 +280,10 @@ def _exposure(
 ) -> Exposure:
     case = next(iter(cases.values()))
     evidence = tuple(each for each in case.reasons if each.kind in outlook.reasons)
-    mitigation = _mitigation(case, node, evidence)
+    mitigation = advice.mitigation(case.domain, node, case.rules, evidence)
     used = outlook.used_percent
     severity = Severity.HIGH if outlook.protected else Severity.LOW
     if used is not None and used >= imminent_at_percent:
         severity = Severity.IMMINENT
-    message = advice.message(
-        place, node, case.domain, evidence, mitigation.oom_score_adj, mitigation.discriminates_above_percent
-    )
+    message = advice.message(place, node, case.domain, evidence, mitigation)
     return Exposure(outlook, severity, evidence, mitigation, message)
-
-
-def _mitigation(case: _Case, node: Node, evidence: Sequence[Reason]) -> MitigationAdvice:
-    """A value helps against the clamp only. With several reasons it has to help against all, so it is none then."""
-    others = [advice.WHY_NO_VALUE[each.kind] for each in evidence if not isinstance(each, oom.ClampedBadness)]
-    if others:
-        return MitigationAdvice(None, None, "; ".join(dict.fromkeys(others)))
-    found = oom.mitigation(case.domain.totalpages or 0, node.totalpages, case.domain.tasks, case.rules)
-    return MitigationAdvice(found.oom_score_adj, found.discriminates_above_percent, found.why_none)

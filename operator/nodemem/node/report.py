@@ -1,8 +1,9 @@
 """A snapshot as MemoryReport.status: the figures people and the API server see, in lists of bounded length."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from nodemem import __version__
 from nodemem.kernel import oom
@@ -15,9 +16,11 @@ from nodemem.node.snapshot import Snapshot
 from nodemem.node.status import (
     Condition,
     ContainerStatus,
+    ExposureStatus,
     KernelStatus,
     MemoryStatus,
     Omitted,
+    OomKillStatus,
     OomScoreAdjRange,
     ProcessStatus,
     ReportStatus,
@@ -28,6 +31,7 @@ from nodemem.node.status import (
     TmpfsStatus,
     to_plain,
 )
+from nodemem.node.summary import summary
 from nodemem.node.units import timestamp
 from nodemem.node.verdict import verdict
 
@@ -38,8 +42,35 @@ LARGEST_LISTED = 5
 WRITERS_LISTED = 5
 
 
-def observe(history: trends.History, snapshot: Snapshot) -> None:
-    """Add the snapshot's figures to the history that growth is computed from."""
+class PodName(NamedTuple):
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What only the API server knows: pods by uid (as cgroups have it), containers by id."""
+
+    pods: Mapping[str, PodName] = field(default_factory=dict)
+    containers: Mapping[str, str] = field(default_factory=dict)
+    expected_oom_score_adj: Mapping[str, int] = field(default_factory=dict)
+    """What the kubelet sets, by container id."""
+
+    def pod(self, uid: str | None) -> PodName | None:
+        return None if uid is None else self.pods.get(uid)
+
+    def container(self, container_id: str | None) -> str | None:
+        return None if container_id is None else self.containers.get(container_id)
+
+
+NO_NAMES = Names()
+
+
+def observe(history: trends.History, snapshot: Snapshot, time: float | None = None) -> None:
+    """Add the snapshot's figures to the history that growth is computed from.
+
+    ``time``: of a clock that is never set, for a process that stays; None: the time of day of the snapshot.
+    """
     figures = [("shmem", snapshot.memory.partition.shmem_bytes)]
     if (available := snapshot.memory.partition.available_bytes) is not None:
         figures.append(("available", available))
@@ -48,7 +79,7 @@ def observe(history: trends.History, snapshot: Snapshot) -> None:
         for device, each in snapshot.mounts.superblocks.items()
         if each.used_bytes is not None
     ]
-    history.observe(snapshot.observed_at, figures)
+    history.observe(snapshot.observed_at if time is None else time, figures)
 
 
 def build(
@@ -58,6 +89,9 @@ def build(
     everything: bool = False,
     tmpfs_listed: int = TMPFS_LISTED,
     containers_listed: int = CONTAINERS_LISTED,
+    names: Names = NO_NAMES,
+    exposures: tuple[ExposureStatus, ...] | None = None,
+    oom_kills: tuple[OomKillStatus, ...] | None = None,
 ) -> ReportStatus:
     """``everything``: complete lists, every process and every shmem object (``--all``)."""
     memory = _memory(snapshot)
@@ -69,11 +103,11 @@ def build(
         left = trends.seconds_until(room, history.bytes_per_hour(f"tmpfs {each.device}"))
         if left is not None:
             full_in[each.device] = left
-    found = [_tmpfs(snapshot, history, each, full_in.get(each.device)) for each in superblocks]
+    found = [_tmpfs(snapshot, history, each, full_in.get(each.device), names) for each in superblocks]
     found += [_detached(each) for each in snapshot.shmem.detached]
     found.sort(key=lambda each: (-(each.used_bytes or 0), each.device))
     tmpfs = tuple(found if everything else found[:tmpfs_listed])
-    containers = _containers(snapshot)
+    containers = _containers(snapshot, names)
     available_growth = history.bytes_per_hour("available")
     largest = max(snapshot.processes.values(), key=lambda process: process.rss_bytes, default=None)
     return ReportStatus(
@@ -103,6 +137,9 @@ def build(
             containers=0 if everything else max(0, len(containers) - containers_listed),
         ),
         processes=_processes(snapshot) if everything else None,
+        summary=summary(memory, shmem, tmpfs, None, None if exposures is None else len(exposures)),
+        exposures=exposures,
+        oom_kills=oom_kills,
     )
 
 
@@ -230,7 +267,9 @@ def _main_holders(snapshot: Snapshot) -> dict[str, str]:
     return {name: text for name, (_, text) in largest.items()}
 
 
-def _tmpfs(snapshot: Snapshot, history: trends.History, superblock: Superblock, full_in: float | None) -> TmpfsStatus:
+def _tmpfs(
+    snapshot: Snapshot, history: trends.History, superblock: Superblock, full_in: float | None, names: Names
+) -> TmpfsStatus:
     owner = snapshot.tmpfs_owners[superblock.device]
     inspection = snapshot.inspections.get(superblock.device)
     used = superblock.used_bytes
@@ -250,7 +289,7 @@ def _tmpfs(snapshot: Snapshot, history: trends.History, superblock: Superblock, 
         device=superblock.device,
         mount_point=owner.path,
         scope=owner.kind if owner.kind in ("Host", "EmptyDir", "SharedMemory") else "Other",
-        owner=_tmpfs_owner(owner),
+        owner=_tmpfs_owner(owner, names),
         size_bytes=superblock.size_bytes,
         unlimited=superblock.unlimited,
         used_bytes=used,
@@ -294,9 +333,16 @@ def _writers(snapshot: Snapshot, device: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))[:WRITERS_LISTED]
 
 
-def _tmpfs_owner(owner: TmpfsOwner) -> TmpfsOwnerStatus:
+def _tmpfs_owner(owner: TmpfsOwner, names: Names) -> TmpfsOwnerStatus:
+    pod = names.pod(owner.pod_uid)
     return TmpfsOwnerStatus(
-        kind=owner.kind, pod_uid=owner.pod_uid, volume=owner.volume, container_id=owner.container_id
+        kind=owner.kind,
+        pod_uid=owner.pod_uid,
+        pod_namespace=pod.namespace if pod else None,
+        pod_name=pod.name if pod else None,
+        volume=owner.volume,
+        container_id=owner.container_id,
+        container_name=names.container(owner.container_id),
     )
 
 
@@ -305,7 +351,7 @@ def _later(now: float, seconds: float) -> str | None:
     return timestamp(now + seconds) if seconds < 366 * 86400 else None
 
 
-def _containers(snapshot: Snapshot) -> tuple[ContainerStatus, ...]:
+def _containers(snapshot: Snapshot, names: Names) -> tuple[ContainerStatus, ...]:
     found = []
     for container in snapshot.containers.values():
         adjs = [
@@ -314,19 +360,21 @@ def _containers(snapshot: Snapshot) -> tuple[ContainerStatus, ...]:
             if (process := snapshot.processes.get(pid)) is not None and (adj := process.oom_score_adj) is not None
         ]
         cgroup = container.cgroup
+        pod = names.pod(container.ref.pod_uid)
+        expected = names.expected_oom_score_adj.get(container.ref.container_id)
         found.append(
             ContainerStatus(
                 id=container.ref.container_id,
-                name=None,
-                pod_name=None,
-                pod_namespace=None,
+                name=names.container(container.ref.container_id),
+                pod_name=pod.name if pod else None,
+                pod_namespace=pod.namespace if pod else None,
                 pod_uid=container.ref.pod_uid,
                 qos=container.ref.qos,
                 cgroup=container.path,
                 usage_bytes=cgroup.usage_bytes if cgroup else None,
                 limit_bytes=cgroup.limit_bytes if cgroup else None,
                 shmem_bytes=cgroup.shmem_bytes if cgroup else None,
-                oom_score_adj=OomScoreAdjRange(min(adjs), max(adjs)) if adjs else None,
+                oom_score_adj=OomScoreAdjRange(min(adjs), max(adjs), expected) if adjs else None,
                 processes=len(container.pids),
             )
         )

@@ -5,12 +5,14 @@ A ``Collector`` keeps what makes the next snapshot cheap. It holds no opinion: f
 """
 
 import errno
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nodemem.kernel import cgroups, meminfo, oom, shmem, tmpfs
+from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
-from nodemem.kernel.host import Host, Unreadable
+from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
 from nodemem.kernel.mounts import MountScan, MountTable, Superblock
 from nodemem.kernel.procfs import Process, ProcessScan, ProcessTable
 from nodemem.kernel.shmem import Breakdown, Deep, Writer
@@ -20,6 +22,27 @@ from nodemem.node.owners import ContainerRef, Owner, TmpfsOwner
 
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thrift:
+    """When a process that stays need not look again at what is dear: the files in a tmpfs, who writes them, and the
+    shared memory of processes.
+
+    What was found stays in use up to ``max_age_seconds``; files while their tmpfs holds the same within
+    ``moved_share`` and ``moved_bytes`` (both have to be passed), shared memory while no more than ``moved_bytes`` of
+    Shmem came without being in a tmpfs.
+    """
+
+    max_age_seconds: float = 600.0
+    moved_share: float = 0.05
+    moved_bytes: int = 64 << 20
+    inspect_at_least_bytes: int = 64 << 20
+
+    def moved(self, before: int | None, now: int | None) -> bool:
+        if before is None or now is None:
+            return before is not now
+        return abs(now - before) > max(self.moved_bytes, self.moved_share * before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +98,39 @@ class Snapshot:
         return owner if isinstance(owner, ContainerRef) else None
 
 
-class Collector:
-    """``collect`` once for a report, or again and again: later scans re-read what changed."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Files in a tmpfs, found ``taken_at`` (monotonic) while it held ``used_bytes``."""
 
-    def __init__(self, host: Host) -> None:
+    taken_at: float
+    used_bytes: int | None
+    inspection: Inspection
+    writers: Sequence[Writer] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Attributed:
+    """A breakdown of Shmem, and what the tmpfs held when it was made."""
+
+    taken_at: float
+    breakdown: Breakdown
+    used: Mapping[str, int]
+
+
+class Collector:
+    """``collect`` once for a report, or again and again: later scans re-read what changed. ``refresh`` in between.
+
+    ``thrift`` None: each ``collect`` looks at everything.
+    """
+
+    def __init__(
+        self, host: Host, thrift: Thrift | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._host = host
+        self._thrift = thrift
+        self._clock = clock
+        self._found: dict[str, _Found] = {}
+        self._attributed: _Attributed | None = None
         self._processes = ProcessTable(host)
         self._mounts = MountTable(host)
         self._hierarchy = cgroups.discover(host)
@@ -109,37 +160,13 @@ class Collector:
         mounts = self._mounts.scan(scan.mount_namespaces())
         progress("cgroups")
         containers = self._containers(paths)
-        inspections = {}
-        for superblock in _worth_inspecting(mounts, inspect):
-            progress(f"files in {superblock.mounts[0].path}")
-            try:
-                inspections[superblock.device] = tmpfs.inspect(host, superblock)
-            except OSError as error:
-                missing.append(Unreadable(f"files in {superblock.mounts[0].path}", error.strerror or str(error)))
+        found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
+        inspections = {device: each.inspection for device, each in found.items()}
         progress("shared memory")
-        try:
-            memory = meminfo.measure(host, layout=self._layout)
-        except ValueError as error:
-            raise OSError(errno.EBADMSG, str(error)) from error
-        self._layout = memory.layout
-        breakdown = shmem.attribute(
-            host,
-            memory.partition.shmem_bytes,
-            scan.processes,
-            mounts,
-            deep=deep,
-            walked_bytes={device: each.found_bytes for device, each in inspections.items()},
-            fields=memory.fields,
-        )
-        if breakdown.mapped_estimate_bytes is not None:
-            mapped = min(breakdown.mapped_estimate_bytes, memory.partition.shmem_bytes)
-            partition = replace(memory.partition, mapped_shmem_bytes=mapped, mapped_shmem_error_bytes=0)
-            memory = replace(memory, partition=partition)
-        progress("writers")
-        writers = {
-            device: shmem.writers(host, mounts.superblocks[device], scan.processes)
-            for device in list(inspections)[:writers_of]
-        }
+        memory = self._measure()
+        breakdown = self._attribute(scan, mounts, memory, deep, inspections)
+        memory = _with_mapped(memory, breakdown)
+        writers = {device: each.writers for device, each in found.items() if each.writers is not None}
         process_owners = {
             pid: owners.process_owner(paths[pid], kernel_thread=process.kernel_thread, root=self._hierarchy.root)
             for pid, process in scan.processes.items()
@@ -177,6 +204,132 @@ class Collector:
                 *self._hierarchy.unreadable,
                 *breakdown.unreadable,
             ),
+        )
+
+    def refresh(self, last: Snapshot) -> Snapshot:
+        """``last`` with what is cheap to ask read again: memory, the usage of each tmpfs, the memory of containers.
+
+        Costs no look at processes or mounts: what came since is not in it, containers that went are left out, and a
+        tmpfs that can't be reached as before keeps its figures. Raises OSError if /proc/meminfo can't be used.
+        """
+        now = self._host.now()
+        memory = self._measure()
+        superblocks = {device: self._usage_again(each, now) for device, each in last.mounts.superblocks.items()}
+        mounts = replace(last.mounts, superblocks=superblocks)
+        breakdown = _carried(last.shmem, _used(last.mounts), memory.partition.shmem_bytes, _used(mounts))
+        containers = {}
+        for container_id, container in last.containers.items():
+            if container.cgroup is None:
+                continue
+            try:
+                cheap = self._hierarchy.read(container.path, cheap=True)
+            except FileNotFoundError:
+                continue
+            containers[container_id] = replace(container, cgroup=_updated(container.cgroup, cheap))
+        return replace(
+            last,
+            observed_at=now,
+            memory=_with_mapped(memory, breakdown),
+            mounts=mounts,
+            shmem=breakdown,
+            containers=containers,
+        )
+
+    def _measure(self) -> meminfo.Memory:
+        try:
+            memory = meminfo.measure(self._host, layout=self._layout)
+        except ValueError as error:
+            raise OSError(errno.EBADMSG, str(error)) from error
+        self._layout = memory.layout
+        return memory
+
+    def _inspect(
+        self,
+        scan: ProcessScan,
+        mounts: MountScan,
+        count: int,
+        writers_of: int,
+        progress: Callable[[str], None],
+        missing: list[Unreadable],
+    ) -> dict[str, _Found]:
+        thrift = self._thrift
+        now = self._clock()
+        before, self._found = self._found, {}
+        least = thrift.inspect_at_least_bytes if thrift else INSPECT_AT_LEAST_BYTES
+        for superblock in _worth_inspecting(mounts, count, least):
+            device, where = superblock.device, superblock.mounts[0].path
+            wants_writers = len(self._found) < writers_of
+            old = before.get(device)
+            if (
+                thrift is not None
+                and old is not None
+                and now - old.taken_at < thrift.max_age_seconds
+                and not thrift.moved(old.used_bytes, superblock.used_bytes)
+                and (old.writers is not None or not wants_writers)
+            ):
+                self._found[device] = old
+                continue
+            progress(f"files in {where}")
+            try:
+                inspection = tmpfs.inspect(self._host, superblock)
+            except OSError as error:
+                missing.append(Unreadable(f"files in {where}", error.strerror or str(error)))
+                continue
+            writers = shmem.writers(self._host, superblock, scan.processes) if wants_writers else None
+            self._found[device] = _Found(now, superblock.used_bytes, inspection, writers)
+        return self._found
+
+    def _attribute(
+        self,
+        scan: ProcessScan,
+        mounts: MountScan,
+        memory: meminfo.Memory,
+        deep: Deep,
+        inspections: Mapping[str, Inspection],
+    ) -> Breakdown:
+        total = memory.partition.shmem_bytes
+        now, used, last = self._clock(), _used(mounts), self._attributed
+        if self._thrift is not None and last is not None and now - last.taken_at < self._thrift.max_age_seconds:
+            carried = _carried(last.breakdown, last.used, total, used)
+            if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= self._thrift.moved_bytes:
+                return carried
+        breakdown = shmem.attribute(
+            self._host,
+            total,
+            scan.processes,
+            mounts,
+            deep=deep,
+            walked_bytes={device: each.found_bytes for device, each in inspections.items()},
+            fields=memory.fields,
+        )
+        self._attributed = _Attributed(now, breakdown, used)
+        return breakdown
+
+    def _usage_again(self, superblock: Superblock, now: float) -> Superblock:
+        """As before where it can't be reached, and where there was no count: a limit doesn't come by itself."""
+        if superblock.access_path is None or superblock.used_bytes is None:
+            return superblock
+
+        def measure() -> list[int]:
+            fd = tmpfs.open_mount(self._host, superblock)
+            try:
+                return mountusage.usage_of(fd)
+            finally:
+                os.close(fd)
+
+        try:
+            usage = FilesystemUsage(*self._host.observe(f"tmpfs {superblock.device} usage again", measure))
+        except OSError:
+            return superblock
+        if not usage.size_bytes:
+            return superblock
+        return replace(
+            superblock,
+            size_bytes=usage.size_bytes,
+            used_bytes=usage.used_bytes,
+            inodes=usage.inodes or None,
+            inodes_used=usage.inodes_used if usage.inodes else None,
+            measured_at=now,
         )
 
     def _containers(self, paths: Mapping[int, str | None]) -> dict[str, Container]:
@@ -275,12 +428,46 @@ def _tmpfs_owners(
     }
 
 
-def _worth_inspecting(mounts: MountScan, count: int) -> list[Superblock]:
+def _used(mounts: MountScan) -> dict[str, int]:
+    return {device: each.used_bytes for device, each in mounts.superblocks.items() if each.used_bytes is not None}
+
+
+def _carried(
+    breakdown: Breakdown, used_then: Mapping[str, int], total_bytes: int, used_now: Mapping[str, int]
+) -> Breakdown:
+    """The breakdown with a new total: what tmpfs gained or lost is known, the rest of the change is unattributed."""
+    tmpfs_bytes = max(0, breakdown.tmpfs_bytes + sum(used_now.values()) - sum(used_then.values()))
+    unattributed = (
+        breakdown.unattributed_bytes + (total_bytes - breakdown.total_bytes) - (tmpfs_bytes - breakdown.tmpfs_bytes)
+    )
+    return replace(breakdown, total_bytes=total_bytes, tmpfs_bytes=tmpfs_bytes, unattributed_bytes=unattributed)
+
+
+def _with_mapped(memory: meminfo.Memory, breakdown: Breakdown) -> meminfo.Memory:
+    """What was found to be mapped is not hidden."""
+    if breakdown.mapped_estimate_bytes is None:
+        return memory
+    mapped = min(breakdown.mapped_estimate_bytes, memory.partition.shmem_bytes)
+    return replace(memory, partition=replace(memory.partition, mapped_shmem_bytes=mapped, mapped_shmem_error_bytes=0))
+
+
+def _updated(cgroup: MemoryCgroup, cheap: MemoryCgroup) -> MemoryCgroup:
+    """A full read with the figures of a later cheap one."""
+    return replace(
+        cgroup,
+        usage_bytes=cheap.usage_bytes,
+        anon_bytes=cheap.anon_bytes,
+        file_bytes=cheap.file_bytes,
+        shmem_bytes=cheap.shmem_bytes,
+        swap_usage_bytes=cgroup.swap_usage_bytes if cheap.swap_usage_bytes is None else cheap.swap_usage_bytes,
+        kernel_bytes=cgroup.kernel_bytes if cheap.kernel_bytes is None else cheap.kernel_bytes,
+    )
+
+
+def _worth_inspecting(mounts: MountScan, count: int, least_bytes: int) -> list[Superblock]:
     """The largest, and those without a limit: only a walk can tell what these hold."""
     candidates = [
-        each
-        for each in mounts.superblocks.values()
-        if each.unlimited or (each.used_bytes or 0) >= INSPECT_AT_LEAST_BYTES
+        each for each in mounts.superblocks.values() if each.unlimited or (each.used_bytes or 0) >= least_bytes
     ]
     candidates.sort(key=lambda each: (not each.unlimited, -(each.used_bytes or 0)))
     return candidates[: count + sum(each.unlimited for each in candidates)]

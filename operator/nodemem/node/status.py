@@ -336,7 +336,6 @@ class Omitted:
 
     tmpfs: int = doc("tmpfs not listed.", default=0)
     containers: int = doc("Containers not listed.", default=0)
-    exposures: int = doc("Exposures not listed.", default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +356,9 @@ class ReportStatus:
     summary: SummaryStatus | None = doc("What kubectl get prints.", default=None)
     limits: tuple[LimitStatus, ...] | None = doc("Each limit of spec.tmpfsLimits.", default=None, max_items=128)
     exposures: tuple[ExposureStatus, ...] | None = doc(
-        "Containers in which the kernel would kill the wrong process, most severe first.", default=None, max_items=32
+        "Containers in which the kernel would kill the wrong process, most severe first; summary.exposed counts all.",
+        default=None,
+        max_items=32,
     )
     oom_kills: tuple[OomKillStatus, ...] | None = doc(
         "The last kills of the OOM killer on this node, newest first.", default=None, max_items=16

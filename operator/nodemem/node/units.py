@@ -1,8 +1,15 @@
 """How amounts are written: sizes in binary units, durations, timestamps."""
 
+import re
 from datetime import UTC, datetime
+from fractions import Fraction
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_QUANTITY = re.compile(r"([+-]?)([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+)|([a-zA-Z%]*))")
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_LONGEST_QUANTITY = 64
+_LARGEST_SIZE = (1 << 63) - 1  # of a Kubernetes quantity, too
 
 
 def binary_size(size_bytes: float | None) -> str:
@@ -56,3 +63,48 @@ def percent(part: float, whole: float) -> str:
 def timestamp(unix_seconds: float) -> str:
     """RFC 3339 in UTC, seconds. Raises OverflowError or ValueError beyond the year 9999."""
     return datetime.fromtimestamp(int(unix_seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_size(text: str, *, whole_bytes: int | None = None) -> int:
+    """Bytes of a Kubernetes quantity (``2Gi``, ``1.5G``, ``1e9``), or of a percentage of ``whole_bytes`` (``10%``).
+
+    Exact: no float on the way. A fraction of a byte is rounded up as Kubernetes does, for a percentage down as the
+    kernel does. 0 is a size. Raises ValueError with a sentence that says what to write instead.
+    """
+    match = _QUANTITY.fullmatch(text) if len(text) <= _LONGEST_QUANTITY else None
+    if match is None:
+        raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not a size: write one such as 512Mi, 2Gi, 1.5G or 10%")
+    sign, number, exponent, suffix = match.groups()
+    value = Fraction(number.rstrip(".") if number != "." else "0")
+    if sign == "-" and value:
+        raise ValueError(f"{text!r} is negative: write a size such as 2Gi")
+    if suffix == "%":
+        if whole_bytes is None:
+            raise ValueError(f"{text!r}: a percentage has no meaning here; write a size such as 2Gi")
+        return _bounded(text, int(value * whole_bytes / 100))
+    if exponent is not None:
+        scaled = value * Fraction(10) ** max(-99, min(99, int(exponent)))
+    elif suffix in _BINARY:
+        scaled = value * (1 << _BINARY[suffix])
+    elif suffix in _DECIMAL:
+        scaled = value * Fraction(10) ** _DECIMAL[suffix]
+        if suffix in ("n", "u", "m") and scaled.denominator != 1:
+            part = {"n": "billionths", "u": "millionths", "m": "thousandths"}[suffix]
+            raise ValueError(f"{text!r}: {suffix} means {part} of a byte; write {number}Mi for mebibytes")
+    else:
+        raise ValueError(f"{text!r} is not a size: {_about_suffix(number, suffix)}")
+    return _bounded(text, -(-scaled.numerator // scaled.denominator))
+
+
+def _bounded(text: str, value: int) -> int:
+    if value > _LARGEST_SIZE:
+        raise ValueError(f"{text!r} is too large: a size is below 8Ei")
+    return value
+
+
+def _about_suffix(number: str, suffix: str) -> str:
+    letter = suffix[0].upper()
+    if f"{letter}i" not in _BINARY or suffix[1:].lower() not in ("", "b", "i", "ib"):
+        return "write one such as 512Mi, 2Gi, 1.5G or 10%"
+    decimal = "k" if letter == "K" else letter
+    return f"write {number}{letter}i (powers of 1024) or {number}{decimal} (powers of 1000)"

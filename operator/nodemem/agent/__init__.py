@@ -1,0 +1,1 @@
+"""The DaemonSet process: measures this node, publishes its MemoryReport, serves metrics and health."""

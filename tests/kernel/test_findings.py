@@ -1,0 +1,253 @@
+"""Findings on this machine: containers laid out as the kubelet does, real processes, and the kill that proves them.
+
+Needs root and a v1 memory hierarchy. Only oom_score_adj of 0 and above, which asks for no CAP_SYS_RESOURCE.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel import workloads
+from nodemem.kernel import oom
+from nodemem.kernel.host import Host
+from nodemem.node import findings
+from nodemem.node.exposure import ContainerOutlook, Severity
+from nodemem.node.findings import Findings
+from nodemem.node.snapshot import Collector
+
+UID = "6f2a1c1e-0000-4000-8000-00000000f1d5"
+PAUSE_ID, APP_ID = "0" * 63 + "a", "1" * 63 + "b"
+HOST = Host()
+MIB = 1 << 20
+PATIENCE_SECONDS = 60
+"""Not a claim about speed: after this the kernel is not going to do it any more."""
+
+WORKER = """
+import mmap, sys
+cgroup, adj, name = sys.argv[1:]
+open("/proc/self/comm", "w").write(name)
+open(cgroup + "/cgroup.procs", "w").write("0")
+open("/proc/self/oom_score_adj", "w").write(adj)
+held = []
+print("ready", flush=True)
+for line in sys.stdin:
+    part = mmap.mmap(-1, int(line), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, len(part), 4096):
+        part[at] = 1
+    held.append(part)
+    print("held", flush=True)
+"""
+
+
+class Worker:
+    """A process called ``name`` in ``cgroup`` that takes memory when told to."""
+
+    def __init__(self, name: str, cgroup: Path, adj: int) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", WORKER, str(cgroup), str(adj), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.pid = self._popen.pid
+        self._expect(b"ready\n")
+
+    def _expect(self, line: bytes) -> None:
+        assert self._popen.stdout is not None
+        assert self._popen.stdout.readline() == line
+
+    def ask(self, size: int) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(b"%d\n" % size)
+        self._popen.stdin.flush()
+
+    def take(self, size: int) -> None:
+        self.ask(size)
+        self._expect(b"held\n")
+
+    @property
+    def killed(self) -> bool:
+        return self._popen.poll() == -signal.SIGKILL
+
+    def end(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+        for stream in (self._popen.stdin, self._popen.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def eventually(what: str, ask: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not ask():
+        if time.monotonic() > deadline:
+            pytest.fail(f"still waiting for: {what}")
+        time.sleep(0.01)
+
+
+class Pod:
+    """A pod's cgroup below one of this test's own, with a sandbox that runs ``pause`` and one container."""
+
+    def __init__(self, stack: contextlib.ExitStack, qos: str, limit: int, pod_limit: int | None) -> None:
+        self.stack = stack
+        self.limit = limit
+        sandbox = stack.enter_context(workloads.container_cgroup(UID, PAUSE_ID, qos=qos))
+        self.app = stack.enter_context(workloads.container_cgroup(UID, APP_ID, qos=qos, limit=limit))
+        self.path = self.app.parent
+        # Nothing here counts on swap: with it, the limit would not be hit where it is said to be.
+        for each in (self.path, self.app):
+            (each / "memory.swappiness").write_text("0")
+        if pod_limit is not None:
+            (self.path / "memory.limit_in_bytes").write_text(str(pod_limit))
+        self.pause = self.run("pause", sandbox)
+
+    def run(self, name: str, cgroup: Path | None = None, adj: int = 0) -> Worker:
+        worker = Worker(name, cgroup or self.app, adj)
+        self.stack.callback(worker.end)
+        return worker
+
+    def usage(self, place: Path) -> int:
+        return int((place / "memory.usage_in_bytes").read_text())
+
+    def fill(self, worker: Worker, place: Path, limit: int) -> None:
+        """To just under the limit, so that what is predicted now is what the kernel will find."""
+        while (room := limit - self.usage(place)) > 3 * MIB:
+            worker.take(min(MIB, room - 2 * MIB))
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as found:
+        yield found
+
+
+def find() -> Findings:
+    return findings.find(Collector(HOST).collect(deep="never", inspect=0, writers_of=0))
+
+
+def ours(found: Findings) -> dict[str, ContainerOutlook]:
+    return {each.container_id or "pod": each for each in found.outlooks if each.pod_uid == UID}
+
+
+def test_skewed_adj_is_found_with_its_numbers_and_the_kernel_kills_whom_it_names(stack: contextlib.ExitStack) -> None:
+    pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
+    database = pod.run("db")
+    exporter = pod.run("exporter", adj=990)
+    pod.fill(database, pod.app, pod.limit)
+
+    found = find()
+    outlooks = ours(found)
+    assert set(outlooks) == {PAUSE_ID, APP_ID, "pod"}
+    assert outlooks[PAUSE_ID].sandbox
+    assert (outlooks[APP_ID].hit_first, outlooks["pod"].hit_first) == (True, False)
+    assert outlooks["pod"].processes == 3
+    [exposed] = [each for each in found.exposures if each.outlook.pod_uid == UID]
+    outlook = exposed.outlook
+    assert outlook.container_id == APP_ID
+    assert outlook.reasons == ("SkewedAdj",)
+    assert exposed.severity is Severity.IMMINENT
+    assert outlook.limit_bytes == pod.limit
+    assert outlook.predicted_victim is not None
+    assert outlook.largest is not None
+    assert (outlook.predicted_victim.pid, outlook.predicted_victim.comm) == (exporter.pid, "exporter")
+    assert (outlook.largest.pid, outlook.largest.comm) == (database.pid, "db")
+    assert outlook.largest.frees_bytes > 40 * MIB
+    [evidence] = exposed.evidence
+    assert isinstance(evidence, oom.SkewedAdj)
+    assert evidence.totalpages == pod.limit // HOST.page_size
+    error = oom.rss_error_pages(os.cpu_count() or 1, release=os.uname().release)
+    assert evidence.predicted_points - evidence.largest_points > error, "the scenario is too close to call"
+
+    database.ask(8 * MIB)
+    eventually("a kill", lambda: database.killed or exporter.killed)
+    assert (exporter.killed, database.killed) == (True, False)
+    after = ours(find())
+    assert after[APP_ID].exposed is False
+    assert after[APP_ID].oom_kill_events == 1
+
+
+def test_with_equal_adj_the_container_is_not_exposed_and_the_largest_dies(stack: contextlib.ExitStack) -> None:
+    pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
+    database, exporter = pod.run("db", adj=990), pod.run("exporter", adj=990)
+    pod.fill(database, pod.app, pod.limit)
+    found = find()
+    assert [each for each in found.exposures if each.outlook.pod_uid == UID] == []
+    outlook = ours(found)[APP_ID]
+    assert outlook.right is True
+    assert outlook.predicted_victim is not None
+    assert outlook.predicted_victim.pid == database.pid
+    database.ask(8 * MIB)
+    eventually("a kill", lambda: database.killed or exporter.killed)
+    assert (exporter.killed, database.killed) == (False, True)
+
+
+def test_a_pod_of_one_container_hits_its_own_limit_first_and_not_the_containers(stack: contextlib.ExitStack) -> None:
+    """Equal limits, as the kubelet sets them: the pod's usage has the sandbox in it."""
+    pod = Pod(stack, "Guaranteed", 64 * MIB, 64 * MIB)
+    app = pod.run("app")
+    pod.fill(app, pod.path, pod.limit)
+    outlooks = ours(find())
+    assert (outlooks[APP_ID].hit_first, outlooks["pod"].hit_first) == (False, True)
+    assert outlooks["pod"].predicted_victim is not None
+    assert outlooks["pod"].predicted_victim.pid == app.pid
+    app.ask(8 * MIB)
+    eventually("a kill", lambda: app.killed or pod.pause.killed)
+    assert (app.killed, pod.pause.killed) == (True, False)
+    assert int((pod.path / "memory.failcnt").read_text()) > 0
+    assert int((pod.app / "memory.failcnt").read_text()) == 0
+
+
+def test_a_guaranteed_container_at_0_is_drift_and_its_sandbox_is_not(stack: contextlib.ExitStack) -> None:
+    pod = Pod(stack, "Guaranteed", 64 * MIB, None)
+    app = pod.run("app")
+    [drift] = [each for each in find().drifts if each.pod_uid == UID]
+    assert drift.container_id == APP_ID
+    assert drift.observed == {0: (app.pid,)}
+    assert "-997" in drift.message
+
+
+def test_a_limit_full_of_tmpfs_is_exposed_and_names_it(stack: contextlib.ExitStack) -> None:
+    pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
+    held = stack.enter_context(workloads.tmpfs(40 * MIB, cgroup=pod.app))
+    [exposed] = [each for each in find().exposures if each.outlook.pod_uid == UID]
+    assert exposed.outlook.reasons == ("TmpfsHeld",)
+    [evidence] = exposed.evidence
+    assert isinstance(evidence, oom.TmpfsHeld)
+    assert evidence.held_bytes >= held.bytes
+    assert held.path in exposed.message
+
+
+def test_a_memfd_of_the_same_size_is_not_taken_for_tmpfs(stack: contextlib.ExitStack) -> None:
+    pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
+    with contextlib.ExitStack() as inner:
+        inner.enter_context(workloads.memfd(40 * MIB, cgroup=pod.app))
+        outlook = ours(find())[APP_ID]
+        assert outlook.usage_bytes is not None
+        assert outlook.usage_bytes >= 40 * MIB
+        assert outlook.reasons == ()
+
+
+def test_the_command_finds_it_on_this_machine(stack: contextlib.ExitStack) -> None:
+    pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
+    database = pod.run("db")
+    pod.run("exp\x1b[2Jorter", adj=990)
+    pod.fill(database, pod.app, pod.limit)
+    script = (
+        "import argparse, sys; from nodemem.cli import oom_exposed; from nodemem.kernel.host import Host;"
+        "parser = argparse.ArgumentParser(); oom_exposed.add_parser(parser.add_subparsers());"
+        "args = parser.parse_args(sys.argv[1:]); args.host = Host(); sys.exit(args.func(args))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "exposed"], capture_output=True, text=True, check=True)
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("Imminent")]
+    assert f"container {APP_ID[:12]}" in row
+    assert "SkewedAdj" in row
+    assert "\\x1b[2Jorter" in row
+    assert f"db {database.pid}" in row
+    assert "\x1b" not in done.stdout
