@@ -14,7 +14,8 @@ _LEAST = 3
 
 
 def bounded(status: ReportStatus, limit_bytes: int = STATUS_BYTES) -> dict[str, Any]:
-    """The status as the API server takes it, its lists cut at their ends until it fits, ``omitted`` counting the rest.
+    """The status as the API server takes it, its lists cut at their ends until it fits, ``omitted`` counting the rest
+    (of the exposures ``summary.exposed``).
 
     The entries at the end are the least important ones of their list. A list keeps its first ``_LEAST`` entries, except
     that of the containers, which the metrics have as well.
@@ -67,9 +68,5 @@ def _smaller(status: ReportStatus, excess: float) -> ReportStatus | None:
     if name == "tmpfs":
         return replace(status, tmpfs=status.tmpfs[:kept], omitted=replace(omitted, tmpfs=omitted.tmpfs + gone))
     if name == "exposures":
-        return replace(
-            status,
-            exposures=(status.exposures or ())[:kept],
-            omitted=replace(omitted, exposures=omitted.exposures + gone),
-        )
+        return replace(status, exposures=(status.exposures or ())[:kept])
     return replace(status, oom_kills=(status.oom_kills or ())[:kept])

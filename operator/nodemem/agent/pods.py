@@ -1,6 +1,5 @@
 """The pods of this node: of each the few values a report needs, fed by a watch."""
 
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,26 +8,15 @@ from typing import Any, cast
 from nodemem.node import adj
 from nodemem.node.owners import QosClass
 from nodemem.node.report import Names, PodName
-
-_QUANTITY = re.compile(r"([+-]?)(\d{0,30})(?:\.(\d{0,30}))?(?:[eE]([+-]?\d{1,2})|([a-zA-Z]{1,2}))?")
-_BINARY = ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
-_DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+from nodemem.node.units import parse_size
 
 
 def quantity_bytes(text: str | int | None) -> int | None:
-    """A Kubernetes quantity (``1Gi``, ``1.5G``, ``12e6``, ``128974848000m``) in bytes, rounded up; None if it isn't."""
-    match = _QUANTITY.fullmatch(str(text)) if text is not None else None
-    if match is None or not (match[2] or match[3]):
+    """A quantity of a pod's resources in bytes; None without one, and where it is none."""
+    try:
+        return None if text is None else parse_size(str(text))
+    except ValueError:
         return None
-    digits, suffix = (match[2] or "") + (match[3] or ""), match[5]
-    value, tens = int(f"{match[1]}{digits}"), int(match[4] or 0) - len(match[3] or "")
-    if suffix in _BINARY:
-        value <<= 10 * (_BINARY.index(suffix) + 1)
-    elif suffix in _DECIMAL:
-        tens += _DECIMAL[suffix]
-    elif suffix is not None:
-        return None
-    return value * 10**tens if tens >= 0 else -(-value // 10**-tens)
 
 
 @dataclass(frozen=True, slots=True)

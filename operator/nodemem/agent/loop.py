@@ -1,0 +1,218 @@
+"""The agent: scans at two cadences, and hands what it finds to the publisher and to the metrics."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nodemem import __version__
+from nodemem.agent import exposures, kills, metrics
+from nodemem.agent.changes import Cadence
+from nodemem.agent.client import Client
+from nodemem.agent.config import Server
+from nodemem.agent.kills import Kills
+from nodemem.agent.log import Log
+from nodemem.agent.pods import PodTable
+from nodemem.agent.publisher import Publisher
+from nodemem.agent.reports import GROUP_PATH, OwnReportTable
+from nodemem.agent.server import HealthServer
+from nodemem.agent.watch import Watch
+from nodemem.kernel.host import Host
+from nodemem.node import report
+from nodemem.node.exposure import Exposure
+from nodemem.node.snapshot import Collector, Snapshot, Thrift
+from nodemem.node.status import OomKillStatus, ReportStatus
+from nodemem.node.trends import History
+
+POD_LIST_SECONDS = 10.0
+"""So long the first report waits for the names of the pods."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """``refresh_seconds``: the cheap figures; ``scan_seconds``: everything."""
+
+    refresh_seconds: float = 15.0
+    scan_seconds: float = 60.0
+    cadence: Cadence = field(default_factory=Cadence)
+
+
+class Agent:
+    """``run`` until ``stop`` is set, by SIGTERM or SIGINT once ``handle_signals`` was called."""
+
+    def __init__(
+        self,
+        node_name: str,
+        server: Server,
+        *,
+        host: Host | None = None,
+        listen: tuple[str, int] = ("", 0),
+        intervals: Intervals | None = None,
+        log: Log | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises OSError when ``listen`` is taken."""
+        self.stop = threading.Event()
+        self._host = host or Host()
+        self._node_name = node_name
+        self._intervals = intervals or Intervals()
+        self._log = log or Log()
+        self._clock = clock
+        self._counters = metrics.Counters(started_at=time.time())
+        self._collector = Collector(self._host, Thrift())
+        self._history = History()
+        self._kills: Kills | None = None
+        self._found: list[Exposure] = []
+        self._status: ReportStatus | None = None
+        self._scanned_at: float | None = None
+        self._pods = PodTable()
+        self._publisher = Publisher(
+            self._client(server), node_name, self._log, self._counters, cadence=self._intervals.cadence
+        )
+        self._own = OwnReportTable(self._publisher.report_changed)
+        self._pod_watch = Watch(
+            self._client(server), "/api/v1/pods", f"spec.nodeName={node_name}", self._pods, self._log
+        )
+        self._own_watch = Watch(self._client(server), GROUP_PATH, f"metadata.name={node_name}", self._own, self._log)
+        self.health = HealthServer(
+            listen,
+            metrics=lambda: metrics.render(self._status, self._counters),
+            healthy=self._why_unhealthy,
+            ready=self._why_not_ready,
+        )
+
+    def handle_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop.set())
+
+    def run(self) -> None:
+        self._log.info("agent started", version=__version__, node=self._node_name, port=self.health.port)
+        self._open_log()
+        threads = (
+            ("health", self.health.serve_forever),
+            ("publisher", lambda: self._publisher.run(self.stop)),
+            ("pods", lambda: self._pod_watch.run(self.stop)),
+            ("report", lambda: self._own_watch.run(self.stop)),
+        )
+        for name, work in threads:
+            threading.Thread(target=self._guarded, args=(name, work), name=name, daemon=True).start()
+        try:
+            self._scan_until_stopped()
+        finally:
+            # The other threads wait for answers of a server that may be gone: they end with the process.
+            self.stop.set()
+            self.health.shutdown()
+            self.health.server_close()
+            if self._kills is not None:
+                self._kills.close()
+            self._log.info("agent stopped")
+
+    def _client(self, server: Server) -> Client:
+        return Client(server, counted=self._counters.request)
+
+    def _guarded(self, name: str, work: Callable[[], None]) -> None:
+        """A thread that ends by an error ends the agent: half of one would look alive."""
+        try:
+            work()
+        except BaseException as error:
+            self._log.problem(f"thread {name}", repr(error))
+            self.broken = error
+            self.stop.set()
+            raise
+
+    def _open_log(self) -> None:
+        try:
+            facts = self._collector.facts()
+            self._kills = Kills(self._host, self._collector.cgroup_root, facts.release)
+        except OSError as error:
+            self._log.problem("OOM kills", f"/dev/kmsg can't be read, so kills are not seen: {error.strerror}")
+
+    def _scan_until_stopped(self) -> None:
+        snapshot: Snapshot | None = None
+        next_full = next_any = self._clock()
+        while not self.stop.is_set():
+            now = self._clock()
+            if now < next_any:
+                self.stop.wait(min(next_any - now, 1.0))
+                continue
+            full = snapshot is None or now >= next_full
+            begun = time.perf_counter()
+            try:
+                if full:
+                    snapshot = None  # two whole ones at once would be the peak of this process
+                    snapshot = self._collector.collect(full=False)
+                    self._found = exposures.find(snapshot)
+                else:
+                    assert snapshot is not None
+                    snapshot = self._collector.refresh(snapshot)
+                self._tell(snapshot, full)
+            except OSError as error:
+                self._counters.scan_failures += 1
+                self._log.problem("scan", str(error))
+            else:
+                self._log.well("scan")
+                self._count("full" if full else "refresh", time.perf_counter() - begun)
+            # From now, not from when it was due: after a standstill there is nothing to catch up with.
+            next_any = now + self._intervals.refresh_seconds
+            if full:
+                next_full = now + self._intervals.scan_seconds
+            next_any = min(next_any, next_full)
+
+    def _tell(self, snapshot: Snapshot, full: bool) -> None:
+        if not self._pod_watch.synced.is_set() and self._status is None:
+            self._pod_watch.synced.wait(POD_LIST_SECONDS) or self.stop.is_set()
+        self._pods.set_capacity(snapshot.memory.partition.total_bytes)
+        report.observe(self._history, snapshot, self._clock())
+        names = self._pods.names
+        new_kills = self._poll_kills()
+        self._status = report.build(
+            snapshot,
+            self._history,
+            names=names,
+            exposures=exposures.named(self._found, names),
+            oom_kills=() if self._kills is None else self._kills.last(names),
+        )
+        for kill in new_kills:
+            self._send_event(kill)
+        self._publisher.offer(self._status)
+
+    def _poll_kills(self) -> list[OomKillStatus]:
+        if self._kills is None:
+            return []
+        try:
+            found = self._kills.poll()
+        except OSError as error:
+            self._log.problem("OOM kills", str(error))
+            return []
+        self._log.well("OOM kills")
+        self._counters.kills = self._kills.counts
+        self._counters.lost_log_records = self._kills.lost_records
+        return found
+
+    def _send_event(self, kill: OomKillStatus) -> None:
+        pod = self._pods.of_cgroup(kill.pod_uid)
+        if pod is None or not kills.is_recent(kill):
+            return
+        container = self._pods.names.container(kill.container_id)
+        self._publisher.send_event(
+            f"/api/v1/namespaces/{pod.namespace}/events", kills.event(kill, pod, container, self._node_name)
+        )
+
+    def _count(self, kind: str, seconds: float) -> None:
+        counters = self._counters
+        with counters.lock:
+            counters.scans[kind] += 1
+            counters.scan_seconds[kind] = counters.scan_seconds.get(kind, 0.0) + seconds
+        counters.last_scan_at = time.time()
+        self._scanned_at = self._clock()
+
+    def _why_unhealthy(self) -> str | None:
+        """The scan loop stands still. Not the API server: to restart the agent would not bring that back."""
+        limit = max(4 * self._intervals.refresh_seconds, 60.0)
+        since = self._clock() - (self._scanned_at if self._scanned_at is not None else self._begun_at)
+        return None if since < limit else f"no scan for {since:.0f} s"
+
+    def _why_not_ready(self) -> str | None:
+        return "no scan yet" if self._status is None else self._why_unhealthy()

@@ -1,0 +1,195 @@
+"""The report as it goes into the cluster: made if it isn't there, owned by its Node, written when that is worth it.
+
+Runs in a thread of its own with a connection of its own, so that a server that doesn't answer delays no scan.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nodemem.agent.bounded import bounded, encoded_bytes
+from nodemem.agent.changes import Cadence, Written, why_write, with_transitions, written
+from nodemem.agent.client import ApiError, Backoff, Client, Conflict, NotFound, Refused
+from nodemem.agent.log import Log
+from nodemem.agent.metrics import Counters
+from nodemem.agent.reports import GROUP_PATH, OwnReport
+from nodemem.node.report import API_VERSION
+from nodemem.node.status import ReportStatus
+
+MANAGER = "nodemem-agent"
+NODE_CHECK_SECONDS = 3600.0
+"""How often it is looked whether the Node is still the one that owns the report."""
+
+_EVENTS_WAITING = 16
+
+
+class Publisher:
+    """``offer`` a status after each scan; ``run`` decides and writes. Also sends Events, which wait while it can't.
+
+    Everything about time is monotonic: clocks that are set have no say.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        node_name: str,
+        log: Log,
+        counters: Counters,
+        *,
+        cadence: Cadence | None = None,
+        backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self._node_name = node_name
+        self._path = f"{GROUP_PATH}/{node_name}"
+        self._log = log
+        self._counters = counters
+        self._cadence = cadence or Cadence()
+        self._backoff = backoff or Backoff()
+        self._clock = clock
+        self._chance = chance
+        self._wake = threading.Condition()
+        self._offered: ReportStatus | None = None
+        self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_EVENTS_WAITING)
+        self._last: Written | None = None
+        self._not_before = 0.0
+        self._ensured_at: float | None = None
+        self._must_ensure = True
+        self._node_uid: str | None = None
+
+    # Other threads
+
+    def offer(self, status: ReportStatus) -> None:
+        """The newest figures; what was offered before and not written is forgotten."""
+        with self._wake:
+            self._offered = status
+            self._wake.notify()
+
+    def send_event(self, path: str, event: dict[str, Any]) -> None:
+        """To be created at ``path`` when the server answers; of too many waiting the oldest go."""
+        with self._wake:
+            self._events.append((path, event))
+            self._wake.notify()
+
+    def report_changed(self, report: OwnReport | None) -> None:
+        """What the watch says of the report: when it is gone, or not owned by our Node, it is put right at once."""
+        with self._wake:
+            gone = report is None
+            strange = report is not None and self._node_uid is not None and report.owner_uids != (self._node_uid,)
+            if (gone and self._ensured_at is not None) or strange:
+                self._must_ensure = True
+                if gone:
+                    self._last = None
+                self._wake.notify()
+
+    # Its own thread
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with self._wake:
+                wait = self._not_before - self._clock()
+                if wait > 0 or not (self._due() or self._events):
+                    self._wake.wait(min(max(wait, 0.05), 1.0) if wait > 0 else 1.0)
+                    continue
+            self.step()
+        self._client.close()
+
+    def step(self) -> None:
+        """Do what is due now; after a failure nothing is, for a while."""
+        try:
+            self._publish()
+            self._send_events()
+        except ApiError as error:
+            self._counters.write_failures += 1
+            delay = self._backoff.failed(error.retry_after)
+            self._not_before = self._clock() + delay
+            self._log.problem("publishing the report", _sentence(error, self._node_name), status=error.status)
+        else:
+            self._backoff.succeeded()
+
+    def _due(self) -> str | None:
+        status = self._offered
+        return None if status is None else why_write(self._last, status, self._clock(), self._cadence)
+
+    def _publish(self) -> None:
+        with self._wake:
+            why, status = self._due(), self._offered
+            if why is None or status is None:
+                return
+            must_ensure = self._must_ensure
+        if must_ensure or self._ensured_at is None or self._clock() - self._ensured_at > NODE_CHECK_SECONDS:
+            self._ensure()
+        status = with_transitions(status, self._last.status if self._last else None)
+        plain = bounded(status)
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "MemoryReport",
+            "metadata": {"name": self._node_name},
+            "status": plain,
+        }
+        try:
+            self._client.apply(f"{self._path}/status", body, manager=MANAGER)
+        except NotFound:
+            self._must_ensure = True
+            raise
+        with self._wake:
+            if not self._must_ensure:
+                self._last = written(self._last, status, self._clock(), why, self._chance())
+        with self._counters.lock:
+            self._counters.writes[why] += 1
+        self._counters.written_at = time.time()
+        self._counters.report_bytes = encoded_bytes(plain)
+        self._log.well("publishing the report")
+
+    def _ensure(self) -> None:
+        """The object itself, by an apply that changes nothing where it is as it should be. Its spec isn't ours."""
+        node = self._client.get(f"/api/v1/nodes/{self._node_name}")
+        uid = str(node["metadata"]["uid"])
+        with self._wake:
+            self._must_ensure = False
+            self._node_uid = uid
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "MemoryReport",
+            "metadata": {
+                "name": self._node_name,
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": self._node_name, "uid": uid}],
+            },
+        }
+        try:
+            self._client.apply(self._path, body, manager=MANAGER)
+        except ApiError:
+            self._must_ensure = True
+            raise
+        self._ensured_at = self._clock()
+
+    def _send_events(self) -> None:
+        while True:
+            with self._wake:
+                if not self._events:
+                    return
+                path, event = self._events[0]
+            try:
+                self._client.create(path, event, manager=MANAGER)
+            except (Conflict, NotFound):
+                pass  # told before, perhaps by the agent that ran before this one; or the namespace is gone
+            except Refused as error:
+                self._log.problem("Events on pods", error.message, status=error.status)
+            else:
+                self._log.well("Events on pods")
+            with self._wake:
+                if self._events and self._events[0][1] is event:
+                    self._events.popleft()
+
+
+def _sentence(error: ApiError, node_name: str) -> str:
+    if isinstance(error, NotFound) and "nodes" in error.message:
+        return f"there is no Node {node_name!r}; --node-name has to be the name that 'kubectl get nodes' shows"
+    if isinstance(error, NotFound):
+        return f"{error.message}; are the custom resource definitions installed?"
+    return error.message
