@@ -11,23 +11,22 @@ from nodemem.api.schema import definition
 
 
 @pytest.fixture(scope="session")
-def control_plane() -> Iterator[ControlPlane]:
-    with ControlPlane() as running:
+def cluster() -> Iterator[ControlPlane]:
+    """The control plane, with nodemem's custom resource definitions.
+
+    They come before the controller manager, whose garbage collector looks for new kinds only twice a minute.
+    """
+    with ControlPlane(controller_manager=False) as running:
+        running.install(*(definition(each) for each in RESOURCES))
+        running.start_controller_manager()
         yield running
 
 
-@pytest.fixture(scope="session")
-def cluster(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane, with the custom resource definitions."""
-    control_plane.install(*(definition(each) for each in RESOURCES))
-    return control_plane
-
-
 @pytest.fixture
-def namespace(control_plane: ControlPlane) -> Iterator[str]:
+def namespace(cluster: ControlPlane) -> Iterator[str]:
     """A new namespace that has its default service account; deleted at the end."""
     name = f"test-{secrets.token_hex(4)}"
-    control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    control_plane.kubectl("wait", "--for=create", "--timeout=60s", "-n", name, "serviceaccount/default")
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    cluster.kubectl("wait", "--for=create", "--timeout=60s", "-n", name, "serviceaccount/default")
     yield name
-    control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
+    cluster.request("DELETE", f"/api/v1/namespaces/{name}")

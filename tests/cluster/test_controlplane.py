@@ -35,9 +35,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def is_gone(control_plane: ControlPlane, path: str) -> bool:
+def is_gone(cluster: ControlPlane, path: str) -> bool:
     try:
-        control_plane.request("GET", path)
+        cluster.request("GET", path)
     except ApiError as error:
         if error.code != 404:
             raise
@@ -45,26 +45,26 @@ def is_gone(control_plane: ControlPlane, path: str) -> bool:
     return False
 
 
-def pod_on_node(control_plane: ControlPlane, namespace: str, node: str) -> dict[str, Any]:
-    control_plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
+def pod_on_node(cluster: ControlPlane, namespace: str, node: str) -> dict[str, Any]:
+    cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "agent", "namespace": namespace},
         "spec": {"nodeName": node, "containers": [{"name": "agent", "image": "example.com/agent:1"}]},
     }
-    created: dict[str, Any] = control_plane.apply(pod)[0]
+    created: dict[str, Any] = cluster.apply(pod)[0]
     return created
 
 
-def test_a_token_bound_to_a_pod_says_on_which_node_the_pod_is(control_plane: ControlPlane, namespace: str) -> None:
-    pod = pod_on_node(control_plane, namespace, f"node-of-{namespace}")
-    token = control_plane.service_account_token(namespace, "default", pod=pod)
+def test_a_token_bound_to_a_pod_says_on_which_node_the_pod_is(cluster: ControlPlane, namespace: str) -> None:
+    pod = pod_on_node(cluster, namespace, f"node-of-{namespace}")
+    token = cluster.service_account_token(namespace, "default", pod=pod)
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
     assert claims["kubernetes.io"]["node"]["name"] == f"node-of-{namespace}"
     assert claims["kubernetes.io"]["pod"]["uid"] == pod["metadata"]["uid"]
 
-    review = control_plane.request(
+    review = cluster.request(
         "POST",
         "/apis/authentication.k8s.io/v1/selfsubjectreviews",
         {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"},
@@ -75,20 +75,20 @@ def test_a_token_bound_to_a_pod_says_on_which_node_the_pod_is(control_plane: Con
     assert who["extra"]["authentication.kubernetes.io/node-name"] == [f"node-of-{namespace}"]
 
 
-def test_a_token_without_a_pod_names_no_node(control_plane: ControlPlane, namespace: str) -> None:
-    token = control_plane.service_account_token(namespace, "default")
+def test_a_token_without_a_pod_names_no_node(cluster: ControlPlane, namespace: str) -> None:
+    token = cluster.service_account_token(namespace, "default")
     assert "node" not in json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["kubernetes.io"]
 
 
-def test_the_token_of_a_deleted_pod_is_refused(control_plane: ControlPlane, namespace: str) -> None:
-    pod = pod_on_node(control_plane, namespace, f"node-of-{namespace}")
-    token = control_plane.service_account_token(namespace, "default", pod=pod)
+def test_the_token_of_a_deleted_pod_is_refused(cluster: ControlPlane, namespace: str) -> None:
+    pod = pod_on_node(cluster, namespace, f"node-of-{namespace}")
+    token = cluster.service_account_token(namespace, "default", pod=pod)
     path = f"/api/v1/namespaces/{namespace}/pods/agent"
-    control_plane.request("DELETE", f"{path}?gracePeriodSeconds=0")
+    cluster.request("DELETE", f"{path}?gracePeriodSeconds=0")
 
     def refused() -> bool:
         try:
-            control_plane.request("GET", "/version", token=token)
+            cluster.request("GET", "/version", token=token)
         except ApiError as error:
             return error.code == 401
         return False
@@ -96,17 +96,17 @@ def test_the_token_of_a_deleted_pod_is_refused(control_plane: ControlPlane, name
     until(refused, "the server remembers a token's review for some seconds, not for ever")
 
 
-def test_a_service_account_may_do_only_what_rbac_grants(control_plane: ControlPlane, namespace: str) -> None:
-    token = control_plane.service_account_token(namespace, "default")
+def test_a_service_account_may_do_only_what_rbac_grants(cluster: ControlPlane, namespace: str) -> None:
+    token = cluster.service_account_token(namespace, "default")
     with pytest.raises(
         ApiError, match=r'User "system:serviceaccount:.*:default" cannot list resource "nodes"'
     ) as caught:
-        control_plane.request("GET", "/api/v1/nodes", token=token)
+        cluster.request("GET", "/api/v1/nodes", token=token)
     assert caught.value.code == 403
 
     name = f"reads-nodes-{namespace}"
     rbac = "rbac.authorization.k8s.io"
-    control_plane.apply(
+    cluster.apply(
         {
             "apiVersion": f"{rbac}/v1",
             "kind": "ClusterRole",
@@ -124,7 +124,7 @@ def test_a_service_account_may_do_only_what_rbac_grants(control_plane: ControlPl
 
     def granted() -> bool:
         try:
-            return bool(control_plane.request("GET", "/api/v1/nodes", token=token)["kind"] == "NodeList")
+            return bool(cluster.request("GET", "/api/v1/nodes", token=token)["kind"] == "NodeList")
         except ApiError as error:
             if error.code != 403:
                 raise
@@ -132,10 +132,10 @@ def test_a_service_account_may_do_only_what_rbac_grants(control_plane: ControlPl
 
     until(granted, "the grant never took effect")
     with pytest.raises(ApiError, match="cannot delete resource"):
-        control_plane.request("DELETE", "/api/v1/nodes/any", token=token)
+        cluster.request("DELETE", "/api/v1/nodes/any", token=token)
 
 
-def test_what_an_object_owns_goes_with_it(control_plane: ControlPlane, namespace: str) -> None:
+def test_what_an_object_owns_goes_with_it(cluster: ControlPlane, namespace: str) -> None:
     def config_map(name: str, owner: dict[str, Any] | None = None) -> dict[str, Any]:
         references = (
             []
@@ -143,36 +143,34 @@ def test_what_an_object_owns_goes_with_it(control_plane: ControlPlane, namespace
             else [{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}]
         )
         metadata = {"name": name, "namespace": namespace, "ownerReferences": references}
-        created: dict[str, Any] = control_plane.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})[
-            0
-        ]
+        created: dict[str, Any] = cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})[0]
         return created
 
     owner = config_map("owner")
     config_map("owned", owner)
     config_map("free")
     path = f"/api/v1/namespaces/{namespace}/configmaps"
-    control_plane.request("DELETE", f"{path}/owner")
-    until(lambda: is_gone(control_plane, f"{path}/owned"), "garbage collection did not delete what the owner owned")
-    assert not is_gone(control_plane, f"{path}/free")
+    cluster.request("DELETE", f"{path}/owner")
+    until(lambda: is_gone(cluster, f"{path}/owned"), "garbage collection did not delete what the owner owned")
+    assert not is_gone(cluster, f"{path}/free")
 
 
-def test_writes_are_counted_from_the_audit_log(control_plane: ControlPlane, namespace: str) -> None:
+def test_writes_are_counted_from_the_audit_log(cluster: ControlPlane, namespace: str) -> None:
     item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "counted", "namespace": namespace}}
-    control_plane.apply(item)
-    control_plane.request("GET", control_plane.path_of(item))
+    cluster.apply(item)
+    cluster.request("GET", cluster.path_of(item))
 
     def seen() -> list[str]:
-        objects = [(event["verb"], event["objectRef"]) for event in control_plane.writes()]
+        objects = [(event["verb"], event["objectRef"]) for event in cluster.writes()]
         return [verb for verb, ref in objects if (ref.get("namespace"), ref.get("name")) == (namespace, "counted")]
 
     until(lambda: bool(seen()), "the write never got into the audit log")
     assert seen() == ["patch"]
 
 
-def test_it_serves_on_loopback_alone(control_plane: ControlPlane) -> None:
+def test_it_serves_on_loopback_alone(cluster: ControlPlane) -> None:
     listening = set()
-    for name, pid in control_plane.pids().items():
+    for name, pid in cluster.pids().items():
         inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -208,7 +206,7 @@ def test_a_program_that_cannot_start_is_named_with_its_log_and_nothing_is_left()
 
 
 def test_the_programs_end_with_a_killed_owner_and_the_next_start_removes_its_directory(
-    control_plane: ControlPlane,
+    cluster: ControlPlane,
 ) -> None:
     program = (
         "import json, time\n"
@@ -230,4 +228,4 @@ def test_the_programs_end_with_a_killed_owner_and_the_next_start_removes_its_dir
 
     with ControlPlane(controller_manager=False):
         assert not Path(directory).exists()
-        assert control_plane.directory.exists(), "the directory of a living owner was removed"
+        assert cluster.directory.exists(), "the directory of a living owner was removed"

@@ -22,8 +22,9 @@ from nodemem.node.exposure import ContainerOutlook, Exposure, Severity
 from nodemem.node.findings import Findings
 from nodemem.node.snapshot import Collector
 
-UID = "6f2a1c1e-0000-4000-8000-00000000f1d5"
-PAUSE_ID, APP_ID = "0" * 63 + "a", "1" * 63 + "b"
+# Of this run alone: another one may go on beside it.
+UID = f"6f2a1c1e-0000-4000-8000-{os.getpid():012d}"
+PAUSE_ID, APP_ID = f"{os.getpid():063d}a", f"{os.getpid():063d}b"
 HOST = Host()
 MIB = 1 << 20
 PATIENCE_SECONDS = 60
@@ -248,7 +249,7 @@ def test_a_memfd_of_the_same_size_is_not_taken_for_tmpfs(stack: contextlib.ExitS
 def test_the_command_finds_it_on_this_machine(stack: contextlib.ExitStack) -> None:
     pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
     database = pod.run("db")
-    pod.run("exp\x1b[2Jorter", adj=990)
+    pod.run("exp\x1b[2Jorter", adj=999).take(4 * MIB)
     pod.fill(database, pod.app, pod.limit)
     script = (
         "import argparse, sys; from nodemem.cli import oom_exposed; from nodemem.kernel.host import Host;"
@@ -256,9 +257,9 @@ def test_the_command_finds_it_on_this_machine(stack: contextlib.ExitStack) -> No
         "args = parser.parse_args(sys.argv[1:]); args.host = Host(); sys.exit(args.func(args))"
     )
     done = subprocess.run([sys.executable, "-c", script, "exposed"], capture_output=True, text=True, check=True)
-    [row] = [line for line in done.stdout.splitlines() if line.startswith("Imminent")]
-    assert f"container {APP_ID[:12]}" in row
+    [row] = [line for line in done.stdout.splitlines() if f"db {database.pid} " in line]
+    assert APP_ID.startswith(row.split("container ")[1].split()[0])
     assert "SkewedAdj" in row
     assert "\\x1b[2Jorter" in row
-    assert f"db {database.pid}" in row
+    assert row.startswith("Imminent")
     assert "\x1b" not in done.stdout

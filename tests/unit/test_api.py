@@ -15,131 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodemem.api import types
-from nodemem.api.convert import REPORT_BYTES, read, safe, wire, wire_report
+from nodemem.api.convert import read, safe, wire
 from nodemem.api.reference import EXAMPLES, markdown
 from nodemem.api.resources import MEMORY_REPORT, OOM_EXPOSURE, RESOURCES, Resource
 from nodemem.api.schema import definition
 from nodemem.cli import crds
 from nodemem.node import report
-from nodemem.node.status import (
-    Condition,
-    ContainerStatus,
-    ExposureStatus,
-    KernelStatus,
-    MemoryStatus,
-    MitigationStatus,
-    Omitted,
-    OomKillStatus,
-    OomScoreAdjRange,
-    ProcessRef,
-    ReportStatus,
-    ShmemStatus,
-    SummaryStatus,
-    TmpfsEntryStatus,
-    TmpfsOwnerStatus,
-    TmpfsStatus,
-)
+from nodemem.node.status import KernelStatus, ProcessRef, ReportStatus
+from samples import status, tmpfs
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "\udcff\x1b[2J\n" + "a" * 5000
-
-
-def container(number: int) -> ContainerStatus:
-    """With names as long as they usually get."""
-    pod_uid = f"8f2d2d9c-4a44-4f8e-9d1e-{number:012d}"
-    return ContainerStatus(
-        id=f"{number:064x}",
-        name="istio-proxy",
-        pod_name=f"checkout-frontend-6d4cf56db6-{number:05d}",
-        pod_namespace="team-payments-production",
-        pod_uid=pod_uid,
-        qos="Burstable",
-        cgroup=f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{pod_uid.replace('-', '_')}.slice"
-        f"/cri-containerd-{number:064x}.scope",
-        usage_bytes=123456789012,
-        limit_bytes=223456789012,
-        shmem_bytes=103456789012,
-        oom_score_adj=OomScoreAdjRange(-997, 1000, 998),
-        processes=12,
-    )
-
-
-def tmpfs(number: int) -> TmpfsStatus:
-    path = f"/var/lib/kubelet/pods/8f2d2d9c-4a44-4f8e-9d1e-{number:012d}/volumes/kubernetes.io~empty-dir/cache"
-    return TmpfsStatus(
-        device=f"0:{number}",
-        mount_point=path,
-        scope="EmptyDir",
-        owner=TmpfsOwnerStatus("EmptyDir", f"8f2d2d9c-4a44-4f8e-9d1e-{number:012d}", "team", "checkout-5", "cache"),
-        size_bytes=25276063744,
-        unlimited=False,
-        used_bytes=15276063744,
-        inodes=3085457,
-        inodes_used=100,
-        growth_bytes_per_hour=220200960,
-        full_at="2030-01-01T00:00:00Z",
-        written_by=("java", "nginx"),
-        journal_bytes=None,
-        largest=tuple(TmpfsEntryStatus(f"work/segment-{n}.bin", 10**9, "2030-01-01T00:00:00Z") for n in range(5)),
-        inspection_stopped=None,
-        why_unknown=None,
-    )
-
-
-def exposure(number: int) -> ExposureStatus:
-    return ExposureStatus(
-        name="app",
-        reasons=("ClampedBadness", "TmpfsHeld"),
-        severity="Imminent",
-        limit_bytes=17179869184,
-        usage_bytes=17179000000,
-        predicted_victim=ProcessRef(5740, "pause", 4096),
-        largest=ProcessRef(58406, "data_sim", 16250150912),
-        mitigation=MitigationStatus(-63, 7),
-        message="The kernel would kill pause (4.0 KiB) while data_sim holds 15.1 GiB of the limit of 16.0 GiB.",
-        container_id=f"{number:064x}",
-        pod_name=f"simulator-{number}",
-        pod_namespace="default",
-        pod_uid=f"8f2d2d9c-4a44-4f8e-9d1e-{number:012d}",
-    )
-
-
-def kill(number: int) -> OomKillStatus:
-    return OomKillStatus(
-        key=f"8f2d2d9c-4a44-4f8e-9d1e-0123456789ab/{number}",
-        killed_at="2030-01-01T00:00:00Z",
-        victim=ProcessRef(5740, "pause", 4096),
-        largest=ProcessRef(58406, "data_sim", 16250150912),
-        verdict="Wrong",
-        cause="clamped",
-        limit_bytes=17179869184,
-        message="The kernel killed pause (4.0 KiB); data_sim (15.1 GiB) lives.",
-    )
-
-
-def status(containers: int = 0, file_systems: int = 0, exposures: int = 0, kills: int = 0) -> ReportStatus:
-    return ReportStatus(
-        observed_at="2030-01-01T00:00:00Z",
-        agent_version="0.1.0",
-        verdict="x" * 300,
-        kernel=KernelStatus("6.18.0", "Accurate", "v2", 0, 0, 0, False, 4096, 1234567.8),
-        memory=MemoryStatus(**{field.name: 68719476736 for field in dataclasses.fields(MemoryStatus)}),
-        shmem=ShmemStatus(*([17179869184] * 10), deep=True),
-        tmpfs=tuple(map(tmpfs, range(min(file_systems, report.TMPFS_LISTED)))),
-        containers=tuple(map(container, range(min(containers, report.CONTAINERS_LISTED)))),
-        conditions=(Condition("Complete", "True", "AllRead", "Everything could be read.", "2030-01-01T00:00:00Z"),),
-        omitted=Omitted(
-            tmpfs=max(0, file_systems - report.TMPFS_LISTED), containers=max(0, containers - report.CONTAINERS_LISTED)
-        ),
-        summary=SummaryStatus("64.0Gi", "16.1Gi", "15.3Gi", "18.2Gi", "/run 15.1Gi/16Gi", "+210Mi/h", "Audit", 3),
-        limits=(),
-        exposures=tuple(map(exposure, range(exposures))),
-        oom_kills=tuple(map(kill, range(kills))),
-    )
-
-
-def size(plain: Any) -> int:
-    return len(json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def schema_of(resource: Resource) -> dict[str, Any]:
@@ -291,33 +177,6 @@ def test_any_name_becomes_one_printable_line_within_its_bound(name: str) -> None
 
 def test_printable_text_is_not_changed() -> None:
     assert safe("/run/user/1000 — größer") == "/run/user/1000 — größer"
-
-
-@pytest.mark.parametrize(
-    ("containers", "file_systems", "exposures", "kills"),
-    [(0, 0, 0, 0), (330, 0, 0, 0), (330, 300, 0, 0), (330, 300, 32, 16), (1000, 0, 1, 16), (0, 5000, 32, 0)],
-)
-def test_a_report_stays_below_16_kib_however_many_things_the_node_has(
-    containers: int, file_systems: int, exposures: int, kills: int
-) -> None:
-    plain = wire_report(status(containers, file_systems, exposures, kills))
-    assert size(plain) <= REPORT_BYTES
-    assert len(plain["containers"]) + plain["omitted"]["containers"] == containers
-    assert len(plain["tmpfs"]) + plain["omitted"]["tmpfs"] == file_systems
-    if containers + file_systems > 100:
-        assert size(plain) > REPORT_BYTES * 0.9, "more was left out than needed"
-
-
-def test_what_is_cut_is_the_end_of_the_longest_list() -> None:
-    plain = wire_report(status(330, 300, 2, 1))
-    assert plain["containers"] == wire(status(330, 300, 2, 1))["containers"][: len(plain["containers"])]
-    assert plain["tmpfs"][0]["device"] == "0:0"
-    assert len(plain["exposures"]) == 2
-    assert len(plain["oomKills"]) == 1
-
-
-def test_a_small_report_is_sent_whole() -> None:
-    assert wire_report(status(3, 2, 1, 1)) == wire(status(3, 2, 1, 1))
 
 
 # From the API server

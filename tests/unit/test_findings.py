@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgrouptrees import ID, UID, V1_MOUNTINFO, Figures, v1_files
+from cgrouptrees import ID, UID, V1_MOUNTINFO, V2_MOUNTINFO, Figures, v1_files, v2_files
 from nodemem.cli import oom_exposed
 from nodemem.kernel import oom
 from nodemem.kernel.cgroups import MemoryCgroup
@@ -436,9 +436,10 @@ MEMINFO = b"MemTotal: %d kB\nMemFree: 1048576 kB\nMemAvailable: 2097152 kB\nSwap
 
 
 def node_of_the_commit(
-    *, accurate: bool = False, more: Sequence[tuple[Task, str]] = (), group: bool = False
+    *, accurate: bool = False, more: Sequence[tuple[Task, str]] = (), v2: bool = False, group: bool = False
 ) -> ReplayHost:
-    """The pod of the log on a node of 256 GiB: pause and one container, cgroup v1, kernel 4.19."""
+    """The pod of the log on a node of 256 GiB: pause and one container, kernel 4.19. ``group``: with memory.oom.group
+    on the pod. On ``v2`` the container's processes joined in the reverse order of their start."""
     [golden] = table("oom-commit-9066e5cfb73c.log")
     app = [each.pid for each in golden[1:]]
     limit = GOLDEN_PAGES * PAGE
@@ -452,8 +453,13 @@ def node_of_the_commit(
         "/system.slice": Figures(),
         "/system.slice/ssh.service": Figures(procs=[800]),
     }
-    directory = "/proc/1/root/sys/fs/cgroup/memory"
-    files = {"/proc/1/mountinfo": V1_MOUNTINFO, **v1_files(directory, tree), **KTHREAD}
+    tree[POD] = replace(used, oom_group=group)
+    if v2:
+        tree[f"{POD}/{APP_ID}"].procs.reverse()
+        files = {"/proc/1/mountinfo": V2_MOUNTINFO, **v2_files("/proc/1/root/sys/fs/cgroup", tree, swap=False)}
+    else:
+        files = {"/proc/1/mountinfo": V1_MOUNTINFO, **v1_files("/proc/1/root/sys/fs/cgroup/memory", tree)}
+    files |= KTHREAD
     files["/proc/meminfo"] = MEMINFO % (256 << 20)
     files["/proc/sys/kernel/osrelease"] = b"4.19.36\n"
     sshd = (Task(800, "sshd", 1500, oom_score_adj=0), "/system.slice/ssh.service")
@@ -462,6 +468,8 @@ def node_of_the_commit(
     for start, (each, path) in enumerate([init, sshd, *rows, *more], start=100):
         at_zero = 666 if accurate else 0
         files |= process_files(each, start, path, 0 if each.oom_score_adj else at_zero)
+        if v2:
+            files[f"/proc/{each.pid}/cgroup"] = f"0::{path}\n".encode()
     links = {
         f"/proc/{each.pid}/ns/{kind}": {"value": f"{kind}:[{4026531840 + (kind == 'ipc')}]"}
         for each, _ in [init, sshd, *rows, *more]
@@ -560,8 +568,9 @@ def run_cli(host: Host, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
 def test_the_table_names_victim_largest_value_and_service(capsys: pytest.CaptureFixture[str]) -> None:
     text = run_cli(node_of_the_commit(), capsys)
     [row] = [line for line in text.splitlines() if line.startswith("Imminent")]
-    for words in (f"pod {UID}", "100 % of 16.0 GiB", "ClampedBadness", "pause 5740", "data_sim 58406", "-63"):
+    for words in (f"pod {UID[:8]}", "100 % of 16.0 GiB", "ClampedBadness", "pause 5740", "data_sim 58406", "-63"):
         assert words in row
+    assert f"When pod {UID} reaches" in text
     assert "2 containers checked: 1 exposed, 1 imminent; 1 host service would die" in text
     assert "entry_point" not in text
     assert "entry_point.bas 58804" in run_cli(node_of_the_commit(), capsys, "--all")
@@ -837,3 +846,39 @@ def test_places_have_the_order_of_joining_where_it_can_matter() -> None:
     assert found[POD].joined is None  # v1 sorts cgroup.procs
     assert found[f"{POD}/{APP_ID}"].container_id == APP_ID
     assert Path(found[POD].path).name == f"pod{UID}"
+
+
+def test_on_v2_the_order_of_joining_decides_and_not_that_of_starting() -> None:
+    outlooks = {each.path: each for each in found_on(node_of_the_commit(v2=True)).outlooks}
+    container, pod = outlooks[f"{POD}/{APP_ID}"], outlooks[POD]
+    assert container.predicted_victim is not None
+    assert container.predicted_victim.comm == "data_sim"
+    assert "by luck" in container.note
+    assert pod.possible_victims == (5740,)
+
+
+def test_oom_group_of_the_pod_ends_the_exposure() -> None:
+    host = node_of_the_commit(v2=True, group=True)
+    found = found_on(host)
+    assert found.exposures == ()
+    of_pod = next(each for each in found.outlooks if each.scope == "pod")
+    assert (of_pod.whole_group, of_pod.right) == (POD, True)
+
+
+def test_oom_group_of_a_cgroup_that_a_container_made_is_seen() -> None:
+    inner = f"{POD}/{APP_ID}/inner"
+    tree = {
+        f"{POD}/{APP_ID}": Figures(usage=900 * MIB, limit=GIB),
+        inner: Figures(usage=900 * MIB, oom_group=True, procs=[10, 11]),
+    }
+    files = v2_files("/proc/1/root/sys/fs/cgroup", {"/": Figures(usage=None), "/kubepods": Figures(), **tree}, False)
+    files |= v2_files("/proc/1/root/sys/fs/cgroup", {POD: Figures()}, False)
+    files |= {"/proc/1/mountinfo": V2_MOUNTINFO, "/proc/meminfo": MEMINFO % (64 << 20), **KTHREAD}
+    for each in (task(9, "idle", MIB), task(10, "db", 600 * MIB, -900), task(11, "exporter", MIB)):
+        path = "/" if each.pid == 9 else inner
+        files |= process_files(each, each.pid, path, 0 if each.oom_score_adj else 666)
+        files[f"/proc/{each.pid}/cgroup"] = f"0::{path}\n".encode()
+    [outlook] = found_on(ReplayHost(files)).outlooks
+    assert outlook.predicted_victim is not None
+    assert outlook.predicted_victim.comm == "exporter"
+    assert (outlook.whole_group, outlook.exposed) == (inner, False)

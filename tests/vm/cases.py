@@ -124,6 +124,7 @@ CASES = (
     _case(
         "kill-disabled", (60 * MIB, 0), (5 * MIB, 500),
         killed=(), only="v1", limit_mib=80, cgroup_settings=[["memory.oom_control", "1"]], stalled=True,
+        patience_seconds=4.0,
     ),  # fmt: skip
     _case(
         "nobody-to-kill", (60 * MIB, -1000), (5 * MIB, -1000),

@@ -24,6 +24,7 @@ def experiment(
     swap: bool = True,
     settings: Sequence[Sequence[str]] = (),
     cgroup_settings: Sequence[Sequence[str]] = (),
+    patience_seconds: float = 30.0,
 ) -> dict[str, Any]:
     """``nodemem oom lab``: programs are [size in KiB, oom_score_adj] or [.., .., group], numbered from 1; ``grows`` too.
 
@@ -48,7 +49,7 @@ def experiment(
             stack.enter_context(_setting(f"/proc/sys/{name}", value))
         obstacles = lab.obstacles(plan, host)
         assert obstacles == [], obstacles
-        experiment = stack.enter_context(lab.Lab(plan, host, patience_seconds=20.0))
+        experiment = stack.enter_context(lab.Lab(plan, host, patience_seconds))
         experiment.start()
         for name, value in cgroup_settings:
             Path("/sys/fs/cgroup", _memory_directory() + experiment.path, name).write_text(value)

@@ -1,8 +1,9 @@
 """When a new status is worth a write: a pure decision."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from nodemem.node.status import ReportStatus
+from nodemem.node.status import Condition, ReportStatus
 
 MOVED_SHARE = 0.05
 MOVED_BYTES = 64 << 20
@@ -24,17 +25,17 @@ class Cadence:
 class Written:
     """The last write: what, and when (monotonic). ``restless``: so many in a row were for moved figures.
 
-    ``chance`` in [0, 1) spreads this node's next heartbeat.
+    ``chance`` in [0, 1) spreads this node's next heartbeat. ``status`` None: it was deleted since.
     """
 
-    status: ReportStatus
+    status: ReportStatus | None
     at: float
     restless: int = 0
     chance: float = 0.5
 
 
 def why_write(last: Written | None, status: ReportStatus, now: float, cadence: Cadence) -> str | None:
-    """``new``, ``finding``, ``moved``, ``heartbeat``; None: not now.
+    """``new``, ``lost``, ``finding``, ``moved``, ``heartbeat``; None: not now.
 
     ``now`` is monotonic time: a clock that is set back or forth has no say.
     """
@@ -43,6 +44,8 @@ def why_write(last: Written | None, status: ReportStatus, now: float, cadence: C
     since = now - last.at
     if since < cadence.apart_seconds:
         return None
+    if last.status is None:
+        return "lost"
     if findings(status) != findings(last.status):
         return "finding"
     if since >= min(cadence.apart_seconds * 2**last.restless, cadence.heartbeat_seconds) and moved(last.status, status):
@@ -116,14 +119,13 @@ def findings(status: ReportStatus) -> tuple[object, ...]:
     )
 
 
-def with_transitions(status: ReportStatus, before: ReportStatus | None) -> ReportStatus:
-    """Conditions keep the time at which their status last changed."""
-    known = {each.type: each for each in before.conditions} if before is not None else {}
+def with_transitions(status: ReportStatus, before: Mapping[str, Condition]) -> ReportStatus:
+    """Conditions keep the time at which their status last changed; ``before`` is by type."""
     return replace(
         status,
         conditions=tuple(
-            replace(each, last_transition_time=known[each.type].last_transition_time)
-            if each.type in known and known[each.type].status == each.status
+            replace(each, last_transition_time=before[each.type].last_transition_time)
+            if each.type in before and before[each.type].status == each.status
             else each
             for each in status.conditions
         ),

@@ -1,7 +1,7 @@
 """OOM kills of this node: followed in the kernel's log, judged, and told in the report and as an Event on the pod."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nodemem.agent.pods import Pod
@@ -23,6 +23,18 @@ _MESSAGE_LENGTH = 1000
 _VERDICTS = {"right": "Right", "wrong": "Wrong"}
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A kill, still without names; ``at`` is Unix time."""
+
+    status: OomKillStatus
+    at: float | None
+
+    @property
+    def recent(self) -> bool:
+        return self.at is not None and time.time() - self.at < EVENT_SECONDS
+
+
 class Kills:
     """The last ``KEPT`` kills, newest first. Nothing is kept on disk: the kernel's own log outlives the agent, and the
     names of Events come from the kill's place in that log, so that none is told twice."""
@@ -39,12 +51,12 @@ class Kills:
     def lost_records(self) -> int:
         return self._follower.lost_records
 
-    def poll(self) -> list[OomKillStatus]:
-        """New kills, oldest first, still without names. Raises OSError."""
-        found = [self._status(report) for report in self._follower.poll()]
+    def poll(self) -> list[Seen]:
+        """New kills, oldest first. Raises OSError."""
+        found = [Seen(self._status(report), report.time) for report in self._follower.poll()]
         for kill in found:
-            self.counts[kill.verdict] += 1
-        self._last = [*reversed(found), *self._last][:KEPT]
+            self.counts[kill.status.verdict] += 1
+        self._last = [*(each.status for each in reversed(found)), *self._last][:KEPT]
         return found
 
     def last(self, names: Names) -> tuple[OomKillStatus, ...]:
@@ -90,10 +102,6 @@ def named(kill: OomKillStatus, names: Names) -> OomKillStatus:
         pod_name=pod.name if pod else None,
         pod_namespace=pod.namespace if pod else None,
     )
-
-
-def is_recent(killed_at: float | None, now: float | None = None) -> bool:
-    return killed_at is not None and (time.time() if now is None else now) - killed_at < EVENT_SECONDS
 
 
 def event(kill: OomKillStatus, pod: Pod, container: str | None, node_name: str) -> dict[str, Any]:

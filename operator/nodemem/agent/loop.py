@@ -1,6 +1,6 @@
 """The agent: scans at two cadences, and hands what it finds to the publisher and to the metrics."""
 
-import contextlib
+import os
 import signal
 import threading
 import time
@@ -12,7 +12,7 @@ from nodemem.agent import exposures, kills, metrics
 from nodemem.agent.changes import Cadence
 from nodemem.agent.client import Client
 from nodemem.agent.config import Server
-from nodemem.agent.kills import Kills
+from nodemem.agent.kills import Kills, Seen
 from nodemem.agent.log import Log
 from nodemem.agent.pods import PodTable
 from nodemem.agent.publisher import Publisher
@@ -23,11 +23,14 @@ from nodemem.kernel.host import Host
 from nodemem.node import report
 from nodemem.node.exposure import Exposure
 from nodemem.node.snapshot import Collector, Snapshot, Thrift
-from nodemem.node.status import OomKillStatus, ReportStatus
+from nodemem.node.status import ReportStatus
 from nodemem.node.trends import History
 
 POD_LIST_SECONDS = 10.0
 """So long the first report waits for the names of the pods."""
+
+END_SECONDS = 3
+"""A scan that takes longer when the agent is told to end is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,11 @@ class Agent:
         self._collector = Collector(self._host, Thrift())
         self._history = History()
         self._kills: Kills | None = None
+        self._untold: list[Seen] = []
         self._found: list[Exposure] = []
         self._status: ReportStatus | None = None
-        self._scanned_at: float | None = None
+        self._scanned_at = clock()
+        self._broken = False
         self._pods = PodTable()
         self._publisher = Publisher(
             self._client(server), node_name, self._log, self._counters, cadence=self._intervals.cadence
@@ -84,10 +89,17 @@ class Agent:
         )
 
     def handle_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop.set())
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
-    def run(self) -> None:
+        def end(*_: object) -> None:
+            self.stop.set()
+            signal.alarm(END_SECONDS)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+
+    def run(self) -> bool:
+        """False if it ended because something in it broke."""
         self._log.info("agent started", version=__version__, node=self._node_name, port=self.health.port)
         self._open_log()
         threads = (
@@ -108,6 +120,7 @@ class Agent:
             if self._kills is not None:
                 self._kills.close()
             self._log.info("agent stopped")
+        return not self._broken
 
     def _client(self, server: Server) -> Client:
         return Client(server, counted=self._counters.request)
@@ -116,9 +129,8 @@ class Agent:
         """A thread that ends by an error ends the agent: half of one would look alive."""
         try:
             work()
-        except BaseException as error:
-            self._log.problem(f"thread {name}", repr(error))
-            self.broken = error
+        except Exception:
+            self._broken = True
             self.stop.set()
             raise
 
@@ -147,7 +159,7 @@ class Agent:
                 else:
                     assert snapshot is not None
                     snapshot = self._collector.refresh(snapshot)
-                self._tell(snapshot, full)
+                self._tell(snapshot)
             except OSError as error:
                 self._counters.scan_failures += 1
                 self._log.problem("scan", str(error))
@@ -160,13 +172,13 @@ class Agent:
                 next_full = now + self._intervals.scan_seconds
             next_any = min(next_any, next_full)
 
-    def _tell(self, snapshot: Snapshot, full: bool) -> None:
-        if not self._pod_watch.synced.is_set() and self._status is None:
-            self._pod_watch.synced.wait(POD_LIST_SECONDS) or self.stop.is_set()
+    def _tell(self, snapshot: Snapshot) -> None:
+        if self._status is None:
+            self._wait_for_names()
         self._pods.set_capacity(snapshot.memory.partition.total_bytes)
         report.observe(self._history, snapshot, self._clock())
         names = self._pods.names
-        new_kills = self._poll_kills()
+        self._poll_kills()
         self._status = report.build(
             snapshot,
             self._history,
@@ -174,31 +186,38 @@ class Agent:
             exposures=exposures.named(self._found, names),
             oom_kills=() if self._kills is None else self._kills.last(names),
         )
-        for kill in new_kills:
-            self._send_event(kill)
+        self._send_events()
         self._publisher.offer(self._status)
 
-    def _poll_kills(self) -> list[OomKillStatus]:
+    def _wait_for_names(self) -> None:
+        deadline = self._clock() + POD_LIST_SECONDS
+        while not self._pod_watch.synced.is_set() and self._clock() < deadline:
+            if self.stop.wait(0.05):
+                return
+
+    def _poll_kills(self) -> None:
         if self._kills is None:
-            return []
+            return
         try:
-            found = self._kills.poll()
+            self._untold += self._kills.poll()
         except OSError as error:
             self._log.problem("OOM kills", str(error))
-            return []
+            return
         self._log.well("OOM kills")
         self._counters.kills = self._kills.counts
         self._counters.lost_log_records = self._kills.lost_records
-        return found
 
-    def _send_event(self, kill: OomKillStatus) -> None:
-        pod = self._pods.of_cgroup(kill.pod_uid)
-        if pod is None or not kills.is_recent(kill):
+    def _send_events(self) -> None:
+        """To the pods of kills seen lately, once it is known which pods there are."""
+        if not self._pod_watch.synced.is_set():
             return
-        container = self._pods.names.container(kill.container_id)
-        self._publisher.send_event(
-            f"/api/v1/namespaces/{pod.namespace}/events", kills.event(kill, pod, container, self._node_name)
-        )
+        for kill in self._untold:
+            pod = self._pods.of_cgroup(kill.status.pod_uid)
+            if pod is not None and kill.recent:
+                container = self._pods.names.container(kill.status.container_id)
+                event = kills.event(kill.status, pod, container, self._node_name)
+                self._publisher.send_event(f"/api/v1/namespaces/{pod.namespace}/events", event)
+        self._untold.clear()
 
     def _count(self, kind: str, seconds: float) -> None:
         counters = self._counters
@@ -210,8 +229,8 @@ class Agent:
 
     def _why_unhealthy(self) -> str | None:
         """The scan loop stands still. Not the API server: to restart the agent would not bring that back."""
-        limit = max(4 * self._intervals.refresh_seconds, 60.0)
-        since = self._clock() - (self._scanned_at if self._scanned_at is not None else self._begun_at)
+        limit = max(4 * self._intervals.refresh_seconds, 3 * self._intervals.scan_seconds)
+        since = self._clock() - self._scanned_at
         return None if since < limit else f"no scan for {since:.0f} s"
 
     def _why_not_ready(self) -> str | None:

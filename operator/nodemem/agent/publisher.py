@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nodemem.agent.bounded import bounded, encoded_bytes
@@ -17,7 +18,7 @@ from nodemem.agent.log import Log
 from nodemem.agent.metrics import Counters
 from nodemem.agent.reports import GROUP_PATH, OwnReport
 from nodemem.node.report import API_VERSION
-from nodemem.node.status import ReportStatus
+from nodemem.node.status import Condition, ReportStatus
 
 MANAGER = "nodemem-agent"
 NODE_CHECK_SECONDS = 3600.0
@@ -61,6 +62,7 @@ class Publisher:
         self._ensured_at: float | None = None
         self._must_ensure = True
         self._node_uid: str | None = None
+        self._conditions: Mapping[str, Condition] = {}
 
     # Other threads
 
@@ -77,15 +79,16 @@ class Publisher:
             self._wake.notify()
 
     def report_changed(self, report: OwnReport | None) -> None:
-        """What the watch says of the report: when it is gone, or not owned by our Node, it is put right at once."""
+        """What the watch says of the report: when it is gone, or not owned by our Node, it is put right."""
         with self._wake:
-            gone = report is None
-            strange = report is not None and self._node_uid is not None and report.owner_uids != (self._node_uid,)
-            if (gone and self._ensured_at is not None) or strange:
-                self._must_ensure = True
-                if gone:
-                    self._last = None
-                self._wake.notify()
+            if report is not None:
+                self._conditions = self._conditions or report.conditions
+                if self._node_uid is None or self._node_uid in report.owner_uids:
+                    return
+            elif self._last is not None:
+                self._last = replace(self._last, status=None)
+            self._must_ensure = True
+            self._wake.notify()
 
     # Its own thread
 
@@ -93,8 +96,8 @@ class Publisher:
         while not stop.is_set():
             with self._wake:
                 wait = self._not_before - self._clock()
-                if wait > 0 or not (self._due() or self._events):
-                    self._wake.wait(min(max(wait, 0.05), 1.0) if wait > 0 else 1.0)
+                if wait > 0 or not (self._ensure_due() or self._due() or self._events):
+                    self._wake.wait(wait if wait > 0 else 5.0)
                     continue
             self.step()
         self._client.close()
@@ -102,29 +105,37 @@ class Publisher:
     def step(self) -> None:
         """Do what is due now; after a failure nothing is, for a while."""
         try:
+            if self._ensure_due():
+                self._ensure()
             self._publish()
             self._send_events()
         except ApiError as error:
             self._counters.write_failures += 1
-            delay = self._backoff.failed(error.retry_after)
-            self._not_before = self._clock() + delay
+            self._not_before = self._clock() + self._backoff.failed(error.retry_after)
             self._log.problem("publishing the report", _sentence(error, self._node_name), status=error.status)
         else:
             self._backoff.succeeded()
 
     def _due(self) -> str | None:
         status = self._offered
-        return None if status is None else why_write(self._last, status, self._clock(), self._cadence)
+        if status is None or self._must_ensure:
+            return None
+        return why_write(self._last, status, self._clock(), self._cadence)
+
+    def _ensure_due(self) -> bool:
+        """Not before there is something to say, nor in a row: whoever deletes it again and again gets no storm."""
+        if self._offered is None:
+            return False
+        since = None if self._ensured_at is None else self._clock() - self._ensured_at
+        wanted = self._must_ensure or since is None or since > NODE_CHECK_SECONDS
+        return wanted and (since is None or since >= self._cadence.apart_seconds)
 
     def _publish(self) -> None:
         with self._wake:
             why, status = self._due(), self._offered
             if why is None or status is None:
                 return
-            must_ensure = self._must_ensure
-        if must_ensure or self._ensured_at is None or self._clock() - self._ensured_at > NODE_CHECK_SECONDS:
-            self._ensure()
-        status = with_transitions(status, self._last.status if self._last else None)
+            status = with_transitions(status, self._conditions)
         plain = bounded(status)
         body = {
             "apiVersion": API_VERSION,
@@ -138,8 +149,8 @@ class Publisher:
             self._must_ensure = True
             raise
         with self._wake:
-            if not self._must_ensure:
-                self._last = written(self._last, status, self._clock(), why, self._chance())
+            self._last = written(self._last, status, self._clock(), why, self._chance())
+            self._conditions = {each.type: each for each in status.conditions}
         with self._counters.lock:
             self._counters.writes[why] += 1
         self._counters.written_at = time.time()
@@ -150,9 +161,6 @@ class Publisher:
         """The object itself, by an apply that changes nothing where it is as it should be. Its spec isn't ours."""
         node = self._client.get(f"/api/v1/nodes/{self._node_name}")
         uid = str(node["metadata"]["uid"])
-        with self._wake:
-            self._must_ensure = False
-            self._node_uid = uid
         body = {
             "apiVersion": API_VERSION,
             "kind": "MemoryReport",
@@ -161,12 +169,11 @@ class Publisher:
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": self._node_name, "uid": uid}],
             },
         }
-        try:
-            self._client.apply(self._path, body, manager=MANAGER)
-        except ApiError:
-            self._must_ensure = True
-            raise
-        self._ensured_at = self._clock()
+        self._client.apply(self._path, body, manager=MANAGER)
+        with self._wake:
+            self._must_ensure = False
+            self._node_uid = uid
+            self._ensured_at = self._clock()
 
     def _send_events(self) -> None:
         while True:

@@ -4,18 +4,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nodemem.api.convert import read
+from nodemem.node.status import Condition
+
 GROUP_PATH = "/apis/nodemem.io/v1alpha1/memoryreports"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnReport:
-    """``owner_uids``: of the Nodes that it names as owner. ``spec`` as it is in the cluster."""
+    """``owner_uids``: of the Nodes that it names as owner. ``spec`` as it is in the cluster. ``conditions`` by type."""
 
     uid: str
     resource_version: str
     generation: int
     owner_uids: tuple[str, ...]
     spec: dict[str, Any]
+    conditions: dict[str, Condition]
 
 
 def parse(found: dict[str, Any]) -> Any:
@@ -30,6 +34,11 @@ def parse(found: dict[str, Any]) -> Any:
             str(each.get("uid")) for each in meta.get("ownerReferences") or () if each.get("kind") == "Node"
         ),
         spec=found.get("spec") or {},
+        conditions={
+            condition.type: condition
+            for each in (found.get("status") or {}).get("conditions") or ()
+            for condition in [read(Condition, each)]
+        },
     )
 
 

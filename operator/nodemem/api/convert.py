@@ -2,18 +2,14 @@
 
 import dataclasses
 import functools
-import json
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from nodemem.node.status import ReportStatus, key
+from nodemem.node.status import key
 
 T = TypeVar("T")
-
-REPORT_BYTES = 16 << 10
-"""What a MemoryReport.status may take as JSON."""
 
 
 def wire(value: Any) -> dict[str, Any]:
@@ -28,33 +24,6 @@ def wire(value: Any) -> dict[str, Any]:
         for field in dataclasses.fields(value)
         if field.metadata["max_items"] != 0 and (item := getattr(value, field.name)) is not None
     }
-
-
-def wire_report(status: ReportStatus, *, max_bytes: int = REPORT_BYTES) -> dict[str, Any]:
-    """``wire``, and the lists cut until it all fits: the end of whichever is longest goes first.
-
-    ``omitted`` counts what goes (of exposures, summary.exposed is the number of all). Every entry is measured once, so
-    that the cost is one serialisation. The lists are most important first, and none loses its first entry.
-    """
-    plain = wire(status)
-    lists = {name: plain[name] for name in ("containers", "tmpfs", "exposures", "oomKills") if name in plain}
-    sizes = {name: [_size(item) + 1 for item in items] for name, items in lists.items()}
-    totals = {name: sum(each) for name, each in sizes.items()}
-    # 64: for the numbers in omitted, which grow by some digits.
-    rest = max_bytes - _size({name: [] if name in lists else value for name, value in plain.items()}) - 64
-    while sum(totals.values()) > rest:
-        name = max((name for name in lists if len(lists[name]) > 1), key=lambda name: totals[name], default=None)
-        if name is None:
-            break
-        lists[name].pop()
-        totals[name] -= sizes[name].pop()
-        if name in plain["omitted"]:
-            plain["omitted"][name] += 1
-    return plain
-
-
-def _size(value: Any) -> int:
-    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _wire(value: Any, metadata: Mapping[str, Any]) -> Any:

@@ -88,7 +88,7 @@ def _object(cls: type[Any], *, strict: bool) -> dict[str, Any]:
         schema = {"description": field.metadata["doc"], **_value(hint, field.metadata, strict=strict)}
         missing = field.default is dataclasses.MISSING
         if not missing and field.default is not None and field.default != () and strict:
-            schema["default"] = to_plain(field.default, keep_unknown=False)
+            schema["default"] = _default(field.default)
         if missing and not optional and (strict or cls is Condition):
             required.append(key(field.name))
         properties[key(field.name)] = schema
@@ -96,6 +96,12 @@ def _object(cls: type[Any], *, strict: bool) -> dict[str, Any]:
     if required:
         result["required"] = required
     return result | _rules(getattr(cls, "RULES", ()))
+
+
+def _default(value: Any) -> Any:
+    """Of an object only what says something: an empty selector is ``{}``."""
+    plain = to_plain(value, keep_unknown=False)
+    return {name: item for name, item in plain.items() if item != []} if isinstance(plain, dict) else plain
 
 
 def _value(hint: Any, metadata: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:

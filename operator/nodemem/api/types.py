@@ -18,6 +18,8 @@ Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 SMALLEST_LIMIT_BYTES = 1 << 20
 """No tmpfs is limited to less. 0 would lift the limit, and the kernel then takes no new one."""
 
+LARGEST_LIMIT_BYTES = 1 << 50
+
 _PERCENT = "^(100|[1-9][0-9]?)%$"
 
 
@@ -47,8 +49,9 @@ _SIZE_RULES = (
         "write at least 1Mi, such as 2Gi: 0 would lift the limit, and the kernel then refuses to set one again",
     ),
     Rule(
-        "type(self) == int || !isQuantity(self) || quantity(self).isInteger()",
-        "write a whole number of bytes below 8Ei, such as 2Gi",
+        f"type(self) == int ? self <= {LARGEST_LIMIT_BYTES} : "
+        "!isQuantity(self) || quantity(self).compareTo(quantity('1Pi')) <= 0",
+        "write at most 1Pi, such as 2Gi",
     ),
 )
 
@@ -195,8 +198,9 @@ class JournalReclaim:
         max_length=32,
         rules=(
             Rule(
-                f"type(self) == int ? self >= {16 * SMALLEST_LIMIT_BYTES} : "
-                "isQuantity(self) && quantity(self).isInteger() && quantity(self).compareTo(quantity('16Mi')) >= 0",
+                "type(self) == int ? self >= 16777216 && self <= 1125899906842624 : "
+                "isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && "
+                "quantity(self).compareTo(quantity('1Pi')) <= 0",
                 "write a quantity of at least 16Mi, such as 512Mi: journald keeps whole files of several MiB",
             ),
         ),

@@ -10,7 +10,7 @@ import signal
 import sys
 
 from nodemem import __version__
-from nodemem.cli import capture, meminfo, oom, report, tmpfs
+from nodemem.cli import agent, capture, controller, crds, meminfo, oom, report, tmpfs
 from nodemem.kernel.host import CaptureError, Host, open_capture
 
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nodemem {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (report, meminfo, tmpfs, oom, capture):
+    for module in (report, meminfo, tmpfs, oom, capture, agent, controller, crds):
         module.add_parser(commands)
     return parser
 
@@ -47,4 +47,3 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"nodemem: {error}", file=sys.stderr)
         return 1
-

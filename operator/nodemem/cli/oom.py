@@ -5,7 +5,7 @@ import argparse
 from rich.console import RenderableType
 from rich.text import Text
 
-from nodemem.cli import oom_explain, oom_lab
+from nodemem.cli import oom_explain, oom_exposed, oom_lab
 from nodemem.cli.options import add_output, add_root
 from nodemem.cli.text import binary_size, dump, safe, show, table
 from nodemem.kernel import oom
@@ -26,6 +26,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_output(rank, "table", "json", "yaml")
     add_root(rank)
     rank.set_defaults(func=run_rank)
+    oom_exposed.add_parser(commands)
     oom_explain.add_parser(commands)
     oom_lab.add_parser(commands)
 

@@ -1,17 +1,19 @@
 """``nodemem oom exposed``: where the OOM killer would take the wrong process, and which host services it would take."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from nodemem.cli.options import add_output, add_root
-from nodemem.cli.text import binary_size, console, dump, safe, table
+from nodemem.cli.text import binary_size, dump, safe, show, table
 from nodemem.kernel import oom
 from nodemem.kernel.host import Unreadable
 from nodemem.node import findings
+from nodemem.node.advice import count
 from nodemem.node.exposure import IMMINENT_AT_PERCENT, ContainerOutlook, Exposure, Severity
 from nodemem.node.findings import Findings
 from nodemem.node.oomdomains import ProcessFigures
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output in ("json", "yaml"):
         dump(as_data(found, snapshot.page_size, args.imminent_at, missing), args.output)
     else:
-        _print(found, missing, everything=args.all)
+        show(*_parts(found, missing, everything=args.all))
     return 0
 
 
@@ -170,38 +172,42 @@ def _evidence_data(reason: oom.Reason, page_size: int) -> dict[str, Any]:
 _COLOURS = {Severity.IMMINENT: "bold red", Severity.HIGH: "red", Severity.LOW: "yellow"}
 
 
-def _print(found: Findings, missing: Sequence[Unreadable], *, everything: bool) -> None:
-    out = console()
-    out.print(Text(_headline(found), style="bold"))
+def _parts(found: Findings, missing: Sequence[Unreadable], *, everything: bool) -> Iterator[RenderableType]:
+    yield Text(_headline(found), style="bold")
     probe = found.probe
-    out.print(Text(f"OOM scores of this kernel: {probe.generation} ({probe.evidence})", style="dim"))
+    yield Text(f"OOM scores of this kernel: {probe.generation} ({probe.evidence})", style="dim")
     for sentence in probe.decided_by:
-        out.print(Text(sentence, style="dim"))
+        yield Text(sentence, style="dim")
     if found.exposures:
-        out.print()
-        out.print(_exposures(found.exposures))
+        yield ""
+        yield _exposures(found.exposures)
         explained = found.exposures if everything else found.exposures[:_EXPLAINED]
         for exposure in explained:
-            out.print()
-            out.print(Text(f"{_name(exposure.outlook)}: ", style="bold").append(Text(safe(exposure.message), style="")))
-        if len(explained) < len(found.exposures):
-            out.print(Text(f"and {len(found.exposures) - len(explained)} more; --all explains them all", style="dim"))
+            yield ""
+            yield Text(safe(exposure.message))
+        yield from _more(len(found.exposures) - len(explained))
     for part in _services(found, everything):
-        out.print()
-        out.print(part)
+        yield ""
+        yield part
     if found.drifts:
-        out.print()
-        drifts = table("Not the oom_score_adj that the kubelet sets", ("CONTAINER", "left"), ("WHAT", "left"))
-        drifts.columns[1].no_wrap = False
-        for drift in found.drifts:
+        yield ""
+        drifts = table("Not the oom_score_adj that the kubelet sets", ("CONTAINER", "left"), ("WHAT", "text"))
+        shown = found.drifts if everything else found.drifts[:_EXPLAINED]
+        for drift in shown:
             drifts.add_row(drift.container_id[:12], safe(drift.message))
-        out.print(drifts)
+        yield drifts
+        yield from _more(len(found.drifts) - len(shown))
     if everything and found.outlooks:
-        out.print()
-        out.print(_outlooks(found.outlooks))
+        yield ""
+        yield _outlooks(found.outlooks)
     for entry in missing:
         times = f" ({entry.count} times)" if entry.count > 1 else ""
-        out.print(Text(f"Could not read {safe(entry.what)}: {safe(entry.why)}{times}", style="yellow"))
+        yield Text(f"Could not read {safe(entry.what)}: {safe(entry.why)}{times}", style="yellow")
+
+
+def _more(count: int) -> Iterator[RenderableType]:
+    if count:
+        yield Text(f"and {count} more; --all explains them all", style="dim")
 
 
 def _headline(found: Findings) -> str:
@@ -212,14 +218,17 @@ def _headline(found: Findings) -> str:
     parts = [f"{len(found.exposures) or 'none'} exposed" + (f", {imminent} imminent" if imminent else "")]
     if unknown:
         parts.append(f"{unknown} can't be told (--all says why)")
-    parts.append(f"{first or 'no'} host service{'' if first == 1 else 's'} would die before business processes")
+    parts.append(f"{count(first, 'host service', 'host services')} would die before business processes")
     if found.unkillable:
-        parts.append(f"{len(found.unkillable)} business process(es) can't be killed")
-    return f"{checked} container{'' if checked == 1 else 's'} checked: {'; '.join(parts)}."
+        parts.append(f"{count(len(found.unkillable), 'business process', 'business processes')} can't be killed")
+    return f"{count(checked, 'container', 'containers')} checked: {'; '.join(parts)}."
 
 
 def _name(outlook: ContainerOutlook) -> str:
-    return safe(f"container {outlook.container_id[:12]}" if outlook.container_id else f"pod {outlook.pod_uid}")
+    """Short, as other tools show ids; the explanations and JSON have all of it."""
+    if outlook.container_id:
+        return safe(f"container {outlook.container_id[:12]}")
+    return safe(f"pod {(outlook.pod_uid or '')[:8]}")
 
 
 def _who(process: ProcessFigures | None) -> str:
@@ -238,6 +247,8 @@ def _exposures(exposures: Iterable[Exposure]) -> Table:
         ("SEVERITY", "left"), ("WHERE", "left"), ("QOS", "left"), ("IN USE", "right"), ("REASON", "left"),
         ("KILLED", "left"), ("LARGEST", "left"), ("SET ADJ", "right"),
     )  # fmt: skip
+    for column in rows.columns[1:]:
+        column.no_wrap = False
     for each in exposures:
         outlook = each.outlook
         several = len(outlook.possible_victims) > 1 and outlook.predicted_victim is None
@@ -275,7 +286,7 @@ def _services(found: Findings, everything: bool) -> Iterable[Table]:
                 safe(each.service),
                 str(each.process.pid),
                 str(each.process.oom_score_adj),
-                f"{outlived}{more}" if outlived else "nothing larger yet",
+                f"{outlived}{more}" if outlived else "(unprotected)",
                 safe(f"{each.why}: {each.advice}"),
             )
         yield rows
@@ -303,7 +314,8 @@ def _outlooks(outlooks: Iterable[ContainerOutlook]) -> Table:
         ("WHERE", "left"), ("QOS", "left"), ("IN USE", "right"), ("HIT FIRST", "left"), ("PROCESSES", "right"),
         ("KILLED", "left"), ("LARGEST", "left"), ("RIGHT", "left"), ("NOTE", "left"),
     )  # fmt: skip
-    rows.columns[-1].no_wrap = False
+    for column in rows.columns:
+        column.no_wrap = False
     for each in sorted(outlooks, key=lambda each: (each.pod_uid or "", each.scope != "pod", each.path)):
         reasons = ", ".join(each.reasons)
         rows.add_row(

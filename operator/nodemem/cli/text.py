@@ -8,26 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nodemem.api.convert import safe
 from nodemem.node.units import binary_size, duration, growth, percent
 
 PIPE_WIDTH = 180
 
 __all__ = ["binary_size", "console", "dump", "duration", "growth", "percent", "printable", "safe", "show", "table"]
-
-
-def safe(text: str) -> str:
-    """Text from the kernel or a container, made printable: control bytes, bidirectional marks and invalid UTF-8 are
-    escaped, so a file name can't move the cursor or hide another."""
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    if code <= 0xFF:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 def console(*, width: int | None = None) -> Console:

@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nodemem.cli import tmpfs_resize
 from nodemem.cli.options import add_output, add_root, positive_seconds
 from nodemem.cli.report import default_history, render_tmpfs, stored_history
 from nodemem.cli.text import binary_size, dump, safe, show, table
@@ -42,6 +43,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_output(listing, "table", "json", "yaml")
     add_root(listing)
     listing.set_defaults(func=run_ls)
+    tmpfs_resize.add_parser(commands)
 
 
 def run(args: argparse.Namespace) -> int:

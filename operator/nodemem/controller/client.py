@@ -3,9 +3,7 @@
 Every write goes through ``write``, which asks the fence (the Lease) right before it sends.
 """
 
-import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
@@ -13,8 +11,6 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import client, config
-
-_log = logging.getLogger(__name__)
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 MANAGER = "nodemem-controller"
@@ -48,7 +44,7 @@ class NotHeld(Exception):
 
 
 class Api:
-    """``last_answer``: ``time.monotonic`` of the last answer, of whatever kind. ``requests``: how many of which verb."""
+    """``last_answer``: ``time.monotonic`` of the last answer, of whatever kind. ``writes``: how many were sent."""
 
     def __init__(self, kubeconfig: str | None, user_agent: str) -> None:
         self._kubeconfig = kubeconfig
@@ -63,14 +59,14 @@ class Api:
         """Credentials as they are now: the kubeconfig, or the service account's files. Raises ConfigException."""
         settings = client.Configuration()
         if self._kubeconfig is not None:
-            await config.load_kube_config(self._kubeconfig, client_configuration=settings, persist_config=False)
+            await config.load_kube_config(self._kubeconfig, client_configuration=settings, persist_config=False)  # type: ignore[no-untyped-call]
         else:
-            config.load_incluster_config(settings)
+            config.load_incluster_config(settings)  # type: ignore[no-untyped-call]
         return settings
 
     async def close(self) -> None:
         if self._client is not None:
-            await self._client.close()
+            await self._client.close()  # type: ignore[no-untyped-call]
             self._client = None
 
     async def read(self, path: str, query: Mapping[str, str] | None = None, *, accept: str | None = None) -> Any:
@@ -155,7 +151,7 @@ class Api:
         await connection.update_params_for_auth(headers, [], ["BearerToken"], path, verb, None)
         url = f"{connection.configuration.host}{quote(path)}" + (f"?{urlencode(query)}" if query else "")
         try:
-            response = await connection.rest_client.request(
+            response = await connection.rest_client.request(  # type: ignore[no-untyped-call]
                 verb, url, headers=headers, body=body, _request_timeout=aiohttp.ClientTimeout(total=seconds)
             )
             data = await response.read()
@@ -185,12 +181,3 @@ def _error(status: int, data: bytes, retry_after: str | None) -> ApiError:
         pass
     seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
     return ApiError(status, text, seconds)
-
-
-async def cancel(*tasks: "asyncio.Task[Any]") -> None:
-    """End tasks and wait until they have ended; their exceptions are logged."""
-    for task in tasks:
-        task.cancel()
-    for task, outcome in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
-        if isinstance(outcome, Exception):
-            _log.error("%s ended with %r", task.get_name(), outcome)

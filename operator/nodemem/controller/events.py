@@ -43,7 +43,7 @@ def event(change: Change, news: News, pod_uid: str, instance: str, wall: float) 
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": f"{name[:230]}.{digest}", "namespace": namespace},
+        "metadata": {"name": f"{name[:230].rstrip('-.')}.{digest}", "namespace": namespace},
         "eventTime": moment,
         "reportingController": CONTROLLER,
         "reportingInstance": instance[:128],

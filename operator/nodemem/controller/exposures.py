@@ -308,9 +308,11 @@ def _moved(old: ContainerExposure, new: ContainerExposure) -> bool:
     bound = MOVED_SHARE * new.limit_bytes if new.limit_bytes else MOVED_BYTES
     pairs = [(old.usage_bytes, new.usage_bytes)]
     for had, has in ((old.predicted_victim, new.predicted_victim), (old.largest, new.largest)):
-        if (had and had.pid) != (has and has.pid):
+        if had is None or has is None:
+            continue
+        if had.pid != has.pid:
             return True
-        pairs.append((had and had.rss_bytes, has and has.rss_bytes))
+        pairs.append((had.rss_bytes, has.rss_bytes))
     return any(
         abs(after - before) > bound if before is not None and after is not None else before != after
         for before, after in pairs
@@ -318,4 +320,4 @@ def _moved(old: ContainerExposure, new: ContainerExposure) -> bool:
 
 
 def _process(process: ProcessRef | None) -> str | None:
-    return process and f"{process.comm} {quantity(process.rss_bytes) or '?'}"
+    return None if process is None else f"{process.comm} {quantity(process.rss_bytes) or '?'}"

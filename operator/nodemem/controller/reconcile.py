@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from nodemem.api import resources
 from nodemem.api.convert import read, wire
@@ -264,7 +265,7 @@ class Reconciler:
         wanted, undecided = exposures.wanted(claimed, pods, namespaces, policies)
         self.queue.plan(self._writes(wanted, undecided, stale, started))
         self.counts.stale = sum(stale.values())
-        self.counts.exposures = {each: 0 for each in ("Imminent", "High", "Low")}
+        self.counts.exposures = dict.fromkeys(("Imminent", "High", "Low"), 0)
         for want in wanted.values():
             self.counts.exposures[want.status.severity] += 1
         self.counts.reconciles += 1
@@ -283,13 +284,13 @@ class Reconciler:
             wanted, self._actual, undecided=undecided, keep_nodes=self._keep_nodes(now), now=now
         )
         for change in planned:
-            yield Write(("oomexposure", *change.key), lambda change=change: self._write_exposure(change))  # type: ignore[misc]
+            yield Write(("oomexposure", *change.key), partial(self._write_exposure, change))
         yield from self._stale_writes(stale)
         yield from self._gone_reports(now)
         yield from self._node_conditions(wanted.values(), stale)
         yield from self._policy_writes(wanted.values(), now)
         for name, document in self._outbox.items():
-            yield Write(("event", name), lambda document=document: self._write_event(document))  # type: ignore[misc]
+            yield Write(("event", name), partial(self._write_event, document))
 
     def _keep_nodes(self, now: float) -> set[str]:
         """Nodes that have exposures and of which not everything is known: the list was cut, the agent has not said, or
@@ -331,7 +332,9 @@ class Reconciler:
         namespace, name = want.key
         identity = {"apiVersion": API_VERSION, "kind": resources.OOM_EXPOSURE.kind}
         metadata: dict[str, Any] = {"name": name, "namespace": namespace}
-        uid = have.uid if have is not None and have.owner_uid == want.pod_uid else None
+        if have is not None and have.owner_uid != want.pod_uid:
+            have = None
+        uid = have.uid if have is not None else None
         if uid is None:
             owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": want.pod_uid}
             labels = {"app.kubernetes.io/managed-by": "nodemem"}
@@ -381,7 +384,7 @@ class Reconciler:
             if name in self.tables.nodes and is_stale != (mark is not None and mark.status == "True"):
                 yield Write(
                     ("memoryreport-stale", name),
-                    lambda name=name, is_stale=is_stale: self._write_stale(name, is_stale),  # type: ignore[misc]
+                    partial(self._write_stale, name, is_stale),
                 )
 
     async def _write_stale(self, name: str, stale: bool) -> None:
@@ -411,7 +414,7 @@ class Reconciler:
             del self._without_node[name]
         for name in without:
             if now - self._without_node.setdefault(name, now) >= self._options.gone_seconds:
-                yield Write(("memoryreport-gone", name), lambda name=name: self._delete_report(name))  # type: ignore[misc]
+                yield Write(("memoryreport-gone", name), partial(self._delete_report, name))
 
     async def _delete_report(self, name: str) -> None:
         record = self.tables.reports.get(name)
@@ -433,8 +436,8 @@ class Reconciler:
         exposed: dict[str, int] = {}
         if self._options.node_conditions:
             for each in wanted:
-                node = each.status.node_name or ""
-                exposed[node] = exposed.get(node, 0) + 1
+                where = each.status.node_name or ""
+                exposed[where] = exposed.get(where, 0) + 1
         for name, node in self.tables.nodes.items():
             if not self._options.node_conditions:
                 if node.marks:
@@ -482,7 +485,7 @@ class Reconciler:
                 continue
             yield Write(
                 ("oompolicy", name),
-                lambda name=name, policy=policy, exposed=exposed: self._write_policy(name, policy, exposed),  # type: ignore[misc]
+                partial(self._write_policy, name, policy, exposed),
             )
 
     async def _write_policy(self, name: str, policy: records.OomPolicyRecord, exposed: int) -> None:

@@ -176,8 +176,10 @@ class Table(dict[str, R]):
         return [name for name, uid in listed.items() if (record := self.get(name)) is None or record.uid != uid]
 
     def prune(self, listed: Mapping[str, str], started: float) -> list[str]:
-        """Drop what a consistent LIST that began at ``started`` doesn't have: after 410 Gone, kopf lists again and tells
-        nobody of what was deleted meanwhile. What was heard of after the list began is left alone."""
+        """Drop what a consistent LIST that began at ``started`` doesn't have, but for what was heard of since then.
+
+        After 410 Gone, kopf lists again and tells nobody of what was deleted meanwhile.
+        """
         gone = [
             name
             for name, record in self.items()

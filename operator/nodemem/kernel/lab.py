@@ -30,6 +30,9 @@ SMALLEST_LIMIT_BYTES = 4 << 20
 _STEP_BYTES = 256 << 10
 _NAME = "nodemem-lab-"
 _TMPFS = "/dev/shm"
+_RECORDS_AT_ONCE = 2000
+"""The log may grow faster than it is read: no reading is to go on for ever."""
+
 _KILLED = re.compile(rb"Killed process (\d+)")
 
 
@@ -496,16 +499,20 @@ class Lab:
             self._reap_these(self._poll(0.0))
             yield from self._exits[seen:]
             if not answered and grower.code is None:
+                # It would go on asking, and the kernel fill its log with the report of each try.
                 self._stalled = True
+                os.kill(grower.pid, signal.SIGKILL)
                 return
-            alive = (each.program.oom_score_adj for each in self._running if each.code is None)
-            if self._exits and all(adj == oom.OOM_SCORE_ADJ_MIN for adj in alive):
+            if self._exits and not self._killable():
                 return
 
     def result(self) -> Result:
         """After ``drive``: what the kernel did, by its own account."""
         self._settle()
-        by_signal = [each.pid for each in self._running if each.code == -signal.SIGKILL]
+        stopped = {self._grower.pid} if self._stalled else set()
+        by_signal = [
+            each.pid for each in self._running if each.code == -signal.SIGKILL and each.pid not in stopped
+        ]
         exits = [pid for pid in self._exits if pid in by_signal]
         logged = self._log.kills() if self._log is not None else []
         if self.plan.limit_bytes is not None:
@@ -522,7 +529,7 @@ class Lab:
         return Result(
             killed=tuple(logged if agree else exits),
             order_from="kernel log" if agree else "order of exits",
-            survivors=tuple(each.pid for each in self._running if each.code is None),
+            survivors=tuple(each.pid for each in self._running if each.code is None or each.pid in stopped),
             stalled=self._stalled,
             oom_kills=oom_kills,
             usage_bytes=usage,
@@ -650,10 +657,14 @@ class Lab:
             if running in ready and len(os.read(running.answers, size)) == size:
                 return True
             if self._reap_these(ready):
-                deadline = time.monotonic() + seconds
+                deadline = time.monotonic() + (seconds if self._killable() else min(seconds, 1.0))
             elif time.monotonic() >= deadline or (self._log is not None and self._log.nobody_left()):
                 return False
         return False
+
+    def _killable(self) -> bool:
+        alive = (each.program.oom_score_adj for each in self._running if each.code is None)
+        return any(adj != oom.OOM_SCORE_ADJ_MIN for adj in alive)
 
     def _poll(self, seconds: float) -> list[_Running]:
         """Whose pipe has something to say: an answer, or its end."""
@@ -856,7 +867,7 @@ class _KernelLog:
         return self._nobody
 
     def _read(self) -> None:
-        while True:
+        for _ in range(_RECORDS_AT_ONCE):
             try:
                 record = kmsg.parse_record(os.read(self._fd, kmsg.RECORD_BYTES))
             except BlockingIOError:

@@ -11,10 +11,12 @@ flags of the mounts that others see are out of its reach.
 """
 
 import errno
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from fractions import Fraction
 from functools import partial
 from typing import Any, Literal
 
@@ -77,14 +79,26 @@ class ResizeError(Exception):
     """The tmpfs was not resized; the message is a sentence with the place, the cause, and what to do instead.
 
     ``kernel_words``: what the kernel said when it was the one to refuse, as from a context's log ("tmpfs: Too small a
-    size for current use").
+    size for current use"). ``fits_bytes`` and ``fits_inodes`` go with InUse.
     """
 
-    def __init__(self, reason: Reason, message: str, kernel_words: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        kernel_words: str | None = None,
+        fits_bytes: int | None = None,
+        fits_inodes: int | None = None,
+    ) -> None:
+        super().__init__(reason, message, kernel_words, fits_bytes, fits_inodes)
         self.reason = reason
         self.message = message
         self.kernel_words = kernel_words
+        self.fits_bytes = fits_bytes
+        self.fits_inodes = fits_inodes
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Refused(ResizeError):
@@ -92,20 +106,7 @@ class Refused(ResizeError):
 
 
 class InUse(ResizeError):
-    """It holds too much now; worth asking again later, or with at least ``fits_bytes`` or ``fits_inodes``."""
-
-    def __init__(
-        self,
-        message: str,
-        usage: FilesystemUsage,
-        fits_bytes: int,
-        fits_inodes: int,
-        kernel_words: str | None = None,
-    ) -> None:
-        super().__init__(Reason.IN_USE, message, kernel_words)
-        self.usage = usage
-        self.fits_bytes = fits_bytes
-        self.fits_inodes = fits_inodes
+    """It holds too much now; worth asking again later, or with at least ``fits_bytes`` and ``fits_inodes``."""
 
 
 class Failed(ResizeError):
@@ -163,8 +164,8 @@ def resize(
     """
     if size_bytes is None and inodes is None:
         raise ValueError("neither size_bytes nor inodes given")
-    if not headroom_percent >= 0:
-        raise ValueError(f"headroom_percent {headroom_percent}: expected 0 or more")
+    if not 0 <= headroom_percent < 1e6:
+        raise ValueError(f"headroom_percent {headroom_percent}: expected a number from 0 on")
     _refuse_kind(superblock)
     _refuse_place(superblock, protect_namespace)
     if refuse is not None and (why := refuse(superblock)) is not None:
@@ -420,40 +421,26 @@ def _check_limited(target: _Target, before: FilesystemUsage, size: int | None, i
 
 def _check_fits(target: _Target, usage: FilesystemUsage, size: int | None, inodes: int | None, wish: _Wish) -> None:
     fits_bytes, fits_inodes = _fits(usage, wish)
-    extra = f" and {wish.headroom_percent:g} % headroom" if wish.headroom_percent else ""
+    headroom = f", with {wish.headroom_percent:g} % headroom {{}}" if wish.headroom_percent else ""
     if size is not None and size < usage.size_bytes and size < fits_bytes:
-        raise InUse(
-            f"{target.name} holds {_mib(usage.used_bytes)}, which with {wish.headroom_percent:g} % headroom needs "
-            f"{_mib(fits_bytes)}, more than the {_mib(size)} asked for; free some of it, or write at least "
-            f"{-(-fits_bytes // _MIB)}Mi"
-            if extra
-            else f"{target.name} holds {_mib(usage.used_bytes)}, more than the {_mib(size)} asked for; free some of "
-            f"it, or write at least {-(-fits_bytes // _MIB)}Mi",
-            usage,
-            fits_bytes,
-            fits_inodes,
+        message = (
+            f"{target.name} holds {_mib(usage.used_bytes)}{headroom.format(_mib(fits_bytes))}: more than the "
+            f"{_mib(size)} asked for; free some of it, or write at least {-(-fits_bytes // _MIB)}Mi"
         )
+        raise InUse(Reason.IN_USE, message, None, fits_bytes, fits_inodes)
     if inodes is not None and inodes < usage.inodes and inodes < fits_inodes:
-        raise InUse(
-            f"{target.name} has {usage.inodes_used} inodes in use{extra}, more than the {inodes} asked for; remove "
-            f"files, or write at least {fits_inodes}",
-            usage,
-            fits_bytes,
-            fits_inodes,
+        message = (
+            f"{target.name} has {usage.inodes_used} inodes in use{headroom.format(fits_inodes)}: more than the "
+            f"{inodes} asked for; remove files, or write at least {fits_inodes}"
         )
+        raise InUse(Reason.IN_USE, message, None, fits_bytes, fits_inodes)
 
 
 def _fits(usage: FilesystemUsage, wish: _Wish) -> tuple[int, int]:
     """The least size (whole pages) and number of inodes for what is in use with the headroom."""
-    factor = 1 + wish.headroom_percent / 100
+    factor = 1 + Fraction(wish.headroom_percent) / 100
     pages = usage.used_bytes // wish.page_size
-    return _up(pages * factor) * wish.page_size, _up(usage.inodes_used * factor)
-
-
-def _up(value: float) -> int:
-    # 110 * 1.1 is 121.00000000000001: that is 121, not 122.
-    whole = round(value)
-    return whole if abs(value - whole) < 1e-6 else int(value) + 1
+    return math.ceil(pages * factor) * wish.page_size, math.ceil(usage.inodes_used * factor)
 
 
 def _mib(size_bytes: int) -> str:
@@ -518,16 +505,18 @@ def _remount(target: _Target, size: int | None, inodes: int | None, wish: _Wish)
         # A limit that isn't named stays. The carried ones come last: an mpol= list of nodes has commas in it.
         target.remount(flags, os.fsencode(",".join(named + kept)))
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise _kernel_refused(target, error, "", size, inodes, wish) from error
-        raise
+        if error.errno != errno.EINVAL:
+            raise
+        if _line(target.mountinfo(), target.mount.mount_id) is None:
+            raise Failed(Reason.GONE, f"{target.name} has just been unmounted there; look again") from error
+        raise _kernel_refused(target, error, "", size, inodes, wish) from error
 
 
 def remount_flags(options: str, super_options: str) -> int:
     """The MS_* flags with which mount(2) leaves a mount as mountinfo shows it.
 
-    MS_RDONLY is the filesystem's own: mount(2) would set it on both, and a read-only mount of a writable filesystem must
-    not stop the others' writers.
+    MS_RDONLY is the filesystem's own: mount(2) sets both, and a read-only mount of a writable filesystem must not stop
+    the others' writers.
     """
     words = options.split(",")
     flags = 0
@@ -593,14 +582,11 @@ def _kernel_refused(
     said = words or error.strerror or str(error)
     if (size is not None and usage.used_bytes > size) or (inodes is not None and usage.inodes_used > inodes):
         fits_bytes, fits_inodes = _fits(usage, wish)
-        held = f"{_mib(usage.used_bytes)} and {usage.inodes_used} inodes"
-        return InUse(
-            f"{target.name} holds more than was asked for ({held}), so the kernel refused: {said}",
-            usage,
-            fits_bytes,
-            fits_inodes,
-            said,
+        message = (
+            f"{target.name} holds more than was asked for, {_mib(usage.used_bytes)} and {usage.inodes_used} inodes, "
+            f"and the kernel refused: {said}"
         )
+        return InUse(Reason.IN_USE, message, said, fits_bytes, fits_inodes)
     return Failed(Reason.KERNEL_REFUSED, f"{target.name}: the kernel refused: {said}", said)
 
 
@@ -645,17 +631,10 @@ def _unpack(answer: dict[str, Any], superblock: Superblock, wish: _Wish) -> Resi
     return Resized(superblock.device, answer["path"], before, after, wish.requested, answer["method"], wish.dry_run)
 
 
-def _pack_error(error: ResizeError) -> dict[str, Any]:
-    packed = {"kind": type(error).__name__, "arguments": [str(error.reason), error.message, error.kernel_words]}
-    if isinstance(error, InUse):
-        usage = [getattr(error.usage, slot) for slot in error.usage.__slots__]
-        packed["arguments"] = [error.message, usage, error.fits_bytes, error.fits_inodes, error.kernel_words]
-    return packed
+def _pack_error(error: ResizeError) -> list[Any]:
+    return [type(error).__name__, *error.args]
 
 
-def _unpack_error(packed: dict[str, Any]) -> ResizeError:
-    if packed["kind"] == "InUse":
-        message, usage, fits_bytes, fits_inodes, words = packed["arguments"]
-        return InUse(message, FilesystemUsage(*usage), fits_bytes, fits_inodes, words)
-    reason, message, words = packed["arguments"]
-    return {"Refused": Refused, "Failed": Failed}[packed["kind"]](Reason(reason), message, words)
+def _unpack_error(packed: list[Any]) -> ResizeError:
+    kind, reason, *rest = packed
+    return {"Refused": Refused, "InUse": InUse, "Failed": Failed}[kind](Reason(reason), *rest)

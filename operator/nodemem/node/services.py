@@ -260,7 +260,7 @@ def _at_risk(
         file=file,
         content=content,
         command=command,
-        advice=_how(service.how, unit, file, content, command),
+        advice=_how(service.how, file, content, command),
     )
 
 
@@ -281,7 +281,7 @@ def _unkillable(task: Task, owner: Owner | None, node: Node) -> UnkillableBusine
         file=file,
         content=content,
         command=command,
-        advice=_how(how, unit, file, content, command),
+        advice=_how(how, file, content, command),
     )
 
 
@@ -291,10 +291,11 @@ def _drop_in(unit: str | None, adj: int) -> tuple[str | None, str | None]:
     return f"/etc/systemd/system/{unit}.d/50-oom.conf", f"[Service]\nOOMScoreAdjust={adj}\n"
 
 
-def _how(how: str | None, unit: str | None, file: str | None, content: str | None, command: str) -> str:
+def _how(how: str | None, file: str | None, content: str | None, command: str) -> str:
+    """No restart is advised: that of dbus, for one, takes half of the machine with it."""
     if how is not None:
-        return f"{how}; until then: {command}"
+        return f"{how}; for now: {command}"
     if file is not None and content is not None:
         lines = " and ".join(content.split("\n")[:2])
-        return f"write {lines} to {file}, then systemctl daemon-reload and restart {unit}; until then: {command}"
-    return f"it is no systemd service: have whatever starts it set the value; until then: {command}"
+        return f"write {lines} to {file} and run systemctl daemon-reload, for the next start; for now: {command}"
+    return f"it is no systemd service: have whatever starts it set the value; for now: {command}"

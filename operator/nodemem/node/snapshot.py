@@ -173,7 +173,7 @@ class Collector:
         }
         host_namespace = self._host_namespace(scan)
         tmpfs_owners = _tmpfs_owners(scan, mounts, process_owners, host_namespace)
-        facts = self._facts()
+        facts = self.facts()
         total = memory.partition
         probe = oom.probe(
             host,
@@ -387,7 +387,12 @@ class Collector:
         number = link.removeprefix("mnt:[").removesuffix("]")
         return int(number) if number.isdecimal() else None
 
-    def _facts(self) -> KernelFacts:
+    @property
+    def cgroup_root(self) -> str:
+        """The top of the memory hierarchy as seen here, see ``owners.parse_cgroup``."""
+        return self._hierarchy.root
+
+    def facts(self) -> KernelFacts:
         host = self._host
 
         def text(path: str) -> str | None:

@@ -1,0 +1,605 @@
+"""Live tmpfs in mount namespaces of our own, resized from outside by both methods. Needs root."""
+
+import ctypes
+import errno
+import itertools
+import json
+import os
+import random
+import re
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel import workloads
+from kernel.mountlab import MIB, MS_BIND, Lab, bind, fill, mount_namespace, tmpfs, unmount
+from nodemem.cli.main import main
+from nodemem.kernel import syscalls
+from nodemem.kernel.host import Host
+from nodemem.kernel.mounts import MountTable, Superblock
+from nodemem.kernel.resize import Failed, InUse, Method, Reason, Refused, ResizeError, resize
+
+METHODS: tuple[Method, ...] = ("fspick", "mount")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MS_MOVE = 0x2000
+
+
+def superblocks(lab: Lab) -> dict[str, Superblock]:
+    return MountTable(Host()).scan({lab.namespace: [lab.pid]}).superblocks
+
+
+def superblock(lab: Lab, path: Path | str) -> Superblock:
+    """The one whose mount at the path was made first."""
+    found = superblocks(lab).values()
+    return min((point.mount_id, sb.device, sb) for sb in found for point in sb.mounts if point.path == str(path))[2]
+
+
+def size_inside(lab: Lab, path: Path | str) -> int:
+    def look() -> int:
+        vfs = os.statvfs(path)
+        return vfs.f_blocks * vfs.f_frsize
+
+    size: int = lab.run(look)
+    return size
+
+
+def without_sizes(mountinfo: bytes) -> bytes:
+    return re.sub(rb",size=[0-9]+k", b"", mountinfo)
+
+
+def mount_with(path: Path | str, flags: int, options: str) -> None:
+    os.makedirs(path, exist_ok=True)
+    syscalls.mount(b"lab", os.fsencode(path), b"tmpfs", flags, options.encode())
+
+
+@contextmanager
+def one(path: Path, options: str = "size=16m", setup: Callable[[], Any] = lambda: None) -> Iterator[Lab]:
+    def make() -> None:
+        tmpfs(path, options)
+        setup()
+
+    with mount_namespace(make) as lab:
+        yield lab
+
+
+# --- what is changed, and what is not
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_combination_of_mount_flags_is_kept(tmp_path: Path, method: Method) -> None:
+    """Including read-only mounts of a writable tmpfs, and the other way round."""
+    safety = (syscalls.MS_NOSUID, syscalls.MS_NODEV, syscalls.MS_NOEXEC, syscalls.MS_NOSYMFOLLOW)
+    atimes = (
+        syscalls.MS_RELATIME,
+        syscalls.MS_NOATIME,
+        syscalls.MS_STRICTATIME,
+        syscalls.MS_NODIRATIME | syscalls.MS_RELATIME,
+        syscalls.MS_NODIRATIME | syscalls.MS_NOATIME,
+        syscalls.MS_NODIRATIME | syscalls.MS_STRICTATIME,
+    )
+    chosen = [
+        (sum(flags), atime, filesystem_ro, mount_ro)
+        for count in range(len(safety) + 1)
+        for flags in itertools.combinations(safety, count)
+        for atime in atimes
+        for filesystem_ro in (0, syscalls.MS_RDONLY)
+        for mount_ro in (0, syscalls.MS_RDONLY)
+    ]
+
+    def make() -> None:
+        for number, (flags, atime, filesystem_ro, mount_ro) in enumerate(chosen):
+            path = tmp_path / str(number)
+            mount_with(path, flags | atime | filesystem_ro, "size=1m")
+            if filesystem_ro != mount_ro:
+                again = syscalls.MS_REMOUNT | MS_BIND | flags | atime | mount_ro
+                syscalls.mount(None, os.fsencode(path), None, again)
+
+    with mount_namespace(make) as lab:
+        before = lab.mountinfo()
+        shown = {line.split(b" ")[5] + b" " + line.split(b" ")[9][:2] for line in before.splitlines() if b"lab" in line}
+        assert len(shown) == len(chosen) == 16 * 6 * 4  # the kernel does show each of them as different
+        targets = [sb for sb in superblocks(lab).values() if sb.source == "lab"]
+        assert len(targets) == len(chosen)
+        for target in targets:
+            done = resize(Host(), target, size_bytes=3 * MIB, method=method)
+            assert (done.method, done.after.size_bytes) == (method, 3 * MIB)
+        after = lab.mountinfo()
+        assert after.count(b"size=3072k") == len(chosen)
+        assert without_sizes(after) == without_sizes(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_combination_of_filesystem_options_is_kept(tmp_path: Path, method: Method) -> None:
+    words = ("mode=750", "uid=123", "gid=456", "nr_inodes=1234", "huge=within_size", "noswap", "mpol=bind:0")
+    sets = [chosen for count in range(len(words) + 1) for chosen in itertools.combinations(words, count)]
+    flags = (syscalls.MS_SYNCHRONOUS, syscalls.MS_DIRSYNC, syscalls.MS_LAZYTIME)
+    flag_sets = [sum(chosen) for count in range(len(flags) + 1) for chosen in itertools.combinations(flags, count)]
+
+    def make() -> None:
+        for number, chosen in enumerate(sets):
+            mount_with(tmp_path / f"o{number}", 0, ",".join(("size=1m", *chosen)))
+        for number, chosen_flags in enumerate(flag_sets):
+            mount_with(tmp_path / f"f{number}", chosen_flags, "size=1m,mode=711,noswap")
+
+    def roots() -> list[list[int]]:
+        found = (os.stat(tmp_path / name) for name in sorted(os.listdir(tmp_path)))
+        return [[st.st_mode, st.st_uid, st.st_gid] for st in found]
+
+    with mount_namespace(make) as lab:
+        before, roots_before = lab.mountinfo(), lab.run(roots)
+        targets = [sb for sb in superblocks(lab).values() if sb.source == "lab"]
+        assert len({sb.options for sb in targets}) == len(targets) == len(sets) + len(flag_sets)  # all are shown
+        for target in targets:
+            resize(Host(), target, size_bytes=3 * MIB, method=method)
+        after = lab.mountinfo()
+        assert after.count(b"size=3072k") == len(targets)
+        assert without_sizes(after) == without_sizes(before)
+        assert lab.run(roots) == roots_before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inodes_and_size_are_set_together_or_alone(tmp_path: Path, method: Method) -> None:
+    with one(tmp_path / "t", "size=16m,nr_inodes=500") as lab:
+        target = superblock(lab, tmp_path / "t")
+        done = resize(Host(), target, inodes=300, method=method)
+        assert (done.after.inodes, done.after.size_bytes, done.requested.size_bytes) == (300, 16 * MIB, None)
+        done = resize(Host(), target, size_bytes=8 * MIB, method=method)
+        assert (done.after.inodes, done.after.size_bytes) == (300, 8 * MIB)
+        done = resize(Host(), target, size_bytes=32 * MIB, inodes=700, method=method)
+        assert (done.before.inodes, done.after.inodes, done.after.size_bytes) == (300, 700, 32 * MIB)
+        assert f"{target.device} / {tmp_path}/t rw,relatime - tmpfs lab rw,size=32768k,nr_inodes=700".encode() in (
+            lab.mountinfo()
+        )
+
+
+def test_odd_sizes_are_rounded_up_to_pages_as_the_kernel_does(tmp_path: Path) -> None:
+    with one(tmp_path / "t") as lab:
+        done = resize(Host(), superblock(lab, tmp_path / "t"), size_bytes=5 * MIB + 1)
+        assert done.requested.size_bytes == done.after.size_bytes == size_inside(lab, tmp_path / "t") == 5 * MIB + PAGE
+        assert resize(Host(), superblock(lab, tmp_path / "t"), size_bytes=1).after.size_bytes == PAGE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_size_again_does_nothing(tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    with one(tmp_path / "t", "size=16m,nr_inodes=500") as lab:
+        target = superblock(lab, tmp_path / "t")
+        assert resize(Host(), target, size_bytes=9 * MIB, method=method).changed
+        for name in ("fspick", "mount"):
+            monkeypatch.setattr(syscalls, name, lambda *_: pytest.fail("the kernel was asked to change something"))
+        done = resize(Host(), target, size_bytes=9 * MIB - 1, inodes=500, method=method)
+        assert (done.changed, done.method, done.before) == (False, None, done.after)
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_dry_run_says_what_would_be_and_changes_nothing(tmp_path: Path, method: Method | None) -> None:
+    with one(tmp_path / "t", "size=16m", lambda: fill(tmp_path / "t/data", 4 * MIB)) as lab:
+        target, before = superblock(lab, tmp_path / "t"), lab.mountinfo()
+        done = resize(Host(), target, size_bytes=8 * MIB, method=method, dry_run=True)
+        assert (done.before.size_bytes, done.after.size_bytes, done.after.used_bytes) == (16 * MIB, 8 * MIB, 4 * MIB)
+        assert (done.dry_run, done.method) == (True, method or "fspick")
+        with pytest.raises(InUse):
+            resize(Host(), target, size_bytes=3 * MIB, method=method, dry_run=True)
+        assert lab.mountinfo() == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tmpfs_below_another_mount_is_resized_and_the_one_above_is_not(tmp_path: Path, method: Method) -> None:
+    path = tmp_path / "t"
+
+    def cover() -> None:
+        fill(path / "data", 2 * MIB)
+        tmpfs(path, "size=5m")
+
+    with one(path, "size=16m", cover) as lab:
+        target, before = superblock(lab, path), lab.mountinfo()
+        assert target.access_path is None
+        done = resize(Host(), target, size_bytes=8 * MIB, method=method)
+        assert (done.before.size_bytes, done.after.size_bytes, done.after.used_bytes) == (16 * MIB, 8 * MIB, 2 * MIB)
+        assert (done.mount_point, done.method) == (str(path), method)
+        assert lab.mountinfo() == before.replace(b"size=16384k", b"size=8192k")
+        with pytest.raises(InUse, match=r"holds 2\.0 MiB, with 10 % headroom 2\.2 MiB") as caught:
+            resize(Host(), target, size_bytes=MIB, method=method)
+        assert (caught.value.fits_bytes, caught.value.fits_inodes) == (-(-int(2.2 * MIB) // PAGE) * PAGE, 3)
+        assert size_inside(lab, path) == 5 * MIB
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tmpfs_reached_only_through_a_bind_mount_of_a_directory_in_it_is_resized(
+    tmp_path: Path, method: Method
+) -> None:
+    def rebind() -> None:
+        os.makedirs(tmp_path / "t/sub")
+        os.makedirs(tmp_path / "only")
+        bind(tmp_path / "t/sub", tmp_path / "only")
+        syscalls.mount(None, os.fsencode(tmp_path / "only"), None, syscalls.MS_REMOUNT | MS_BIND | syscalls.MS_RDONLY)
+        unmount(tmp_path / "t")
+
+    with one(tmp_path / "t", "size=16m", rebind) as lab:
+        before = lab.mountinfo()
+        assert resize(Host(), superblock(lab, tmp_path / "only"), size_bytes=4 * MIB, method=method).changed
+        assert size_inside(lab, tmp_path / "only") == 4 * MIB
+        assert lab.mountinfo() == before.replace(b"size=16384k", b"size=4096k")
+
+
+def test_tmpfs_reached_only_through_a_bind_mounted_file_is_resized_by_fspick_alone(tmp_path: Path) -> None:
+    def rebind() -> None:
+        fill(tmp_path / "t/file", 100)
+        fill(tmp_path / "only", 0)
+        bind(tmp_path / "t/file", tmp_path / "only")
+        unmount(tmp_path / "t")
+
+    with one(tmp_path / "t", "size=16m", rebind) as lab:
+        target = superblock(lab, tmp_path / "only")
+        with pytest.raises(Failed, match="mounted as a single file") as caught:
+            resize(Host(), target, size_bytes=4 * MIB, method="mount")
+        assert caught.value.reason is Reason.UNREACHABLE
+        assert resize(Host(), target, size_bytes=4 * MIB).after.size_bytes == 4 * MIB
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_it_reaches_namespaces_that_share_the_mount(tmp_path: Path, method: Method) -> None:
+    """The filesystem is one; the mount flags and the mounts of the others stay theirs."""
+    path = tmp_path / "t"
+
+    def make() -> None:
+        tmpfs(tmp_path / "shared", "size=16m")
+        syscalls.mount(None, os.fsencode(tmp_path / "shared"), None, 0x100000)
+        os.makedirs(tmp_path / "shared/t")
+        tmpfs(tmp_path / "shared/t", "size=8m,mode=700")
+
+    def stricter() -> None:
+        flags = syscalls.MS_REMOUNT | MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOEXEC
+        syscalls.mount(None, os.fsencode(path), None, flags)
+
+    path = tmp_path / "shared/t"
+    with mount_namespace(make) as first, mount_namespace(stricter, copy_of=first) as second:
+        before = first.mountinfo(), second.mountinfo()
+        assert resize(Host(), superblock(second, path), size_bytes=4 * MIB, method=method).changed
+        assert before == tuple(
+            lab.mountinfo().replace(b"size=4096k,mode=700", b"size=8192k,mode=700") for lab in (first, second)
+        )
+        assert size_inside(first, path) == size_inside(second, path) == 4 * MIB
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_limit_is_not_lowered_below_what_is_in_use_and_headroom(tmp_path: Path, method: Method) -> None:
+    with one(tmp_path / "t", "size=16m,nr_inodes=100", lambda: fill(tmp_path / "t/data", 10 * MIB)) as lab:
+        target = superblock(lab, tmp_path / "t")
+        with pytest.raises(InUse) as caught:
+            resize(Host(), target, size_bytes=11 * MIB - PAGE, method=method)
+        assert str(caught.value) == (
+            f"{tmp_path}/t ({target.device}) holds 10.0 MiB, with 10 % headroom 11.0 MiB: more than the 11.0 MiB asked "
+            "for; free some of it, or write at least 11Mi"
+        )
+        assert (caught.value.reason, caught.value.fits_bytes, caught.value.kernel_words) == (
+            Reason.IN_USE,
+            11 * MIB,
+            None,
+        )
+        with pytest.raises(InUse, match="has 2 inodes in use, with 50 % headroom 3: more than the 2 asked for"):
+            resize(Host(), target, inodes=2, headroom_percent=50, method=method)
+        with pytest.raises(InUse, match=r"holds 10\.0 MiB: more than the 9\.0 MiB asked for"):
+            resize(Host(), target, size_bytes=9 * MIB, headroom_percent=0, method=method)
+        assert size_inside(lab, tmp_path / "t") == 16 * MIB
+        assert resize(Host(), target, size_bytes=11 * MIB, method=method).changed
+
+
+def test_limit_may_always_be_raised_even_where_headroom_is_short(tmp_path: Path) -> None:
+    with one(tmp_path / "t", "size=10m", lambda: fill(tmp_path / "t/data", 10 * MIB)) as lab:
+        target = superblock(lab, tmp_path / "t")
+        assert not resize(Host(), target, size_bytes=10 * MIB).changed
+        assert resize(Host(), target, size_bytes=10 * MIB + PAGE).after.size_bytes == 10 * MIB + PAGE
+
+
+@pytest.mark.parametrize("covered", [False, True])
+@pytest.mark.parametrize(("method", "words"), [("fspick", "tmpfs: Too small a size for current use"), ("mount", None)])
+def test_kernel_refuses_in_its_words_when_a_writer_was_faster_than_the_check(
+    tmp_path: Path, method: Method, words: str | None, covered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t"
+    with one(path, "size=16m") as lab:
+        data = Path(f"/proc/{lab.pid}/root{path}/data")
+        file = data.open("wb", buffering=0)
+        if covered:
+            lab.run(lambda: tmpfs(path, "size=5m"))
+        for name in ("fspick", "mount"):
+            monkeypatch.setattr(syscalls, name, writing_first(getattr(syscalls, name), file, 6 * MIB))
+        with file, pytest.raises(InUse) as caught:
+            resize(Host(), superblock(lab, path), size_bytes=5 * MIB, method=method)
+        assert caught.value.kernel_words == (words or "Invalid argument")
+        assert str(caught.value).endswith(f"6.0 MiB and 2 inodes, and the kernel refused: {caught.value.kernel_words}")
+        assert b"size=16384k" in lab.mountinfo()
+
+
+def writing_first(call: Callable[..., Any], file: Any, size: int) -> Callable[..., Any]:
+    def write_then_call(*arguments: Any) -> Any:
+        if call.__name__ == "fspick" or arguments[2] == b"tmpfs":
+            os.pwrite(file.fileno(), b"x" * size, 0)
+        return call(*arguments)
+
+    return write_then_call
+
+
+@pytest.mark.parametrize(
+    ("option", "wish", "words"),
+    [
+        ("size=0", {"size_bytes": MIB}, "mounted without a size limit (size=0)"),
+        ("size=1m,nr_inodes=0", {"inodes": 100}, "mounted without a inode limit (nr_inodes=0)"),
+    ],
+)
+def test_tmpfs_without_a_limit_can_not_be_given_one(
+    tmp_path: Path, option: str, wish: dict[str, int], words: str
+) -> None:
+    """The kernel's "Cannot retroactively limit size", explained."""
+    with one(tmp_path / "t", option) as lab:
+        for dry_run in (False, True):
+            with pytest.raises(Refused, match=re.escape(words)) as caught:
+                resize(Host(), superblock(lab, tmp_path / "t"), dry_run=dry_run, **wish)
+            assert caught.value.reason is Reason.UNLIMITED
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"size_bytes": 0}, "a size of 0 would lift the limit for good"),
+        ({"size_bytes": -1}, "a size of -1 would lift"),
+        ({"size_bytes": 1 << 64}, "write one below 8Ei"),
+        ({"inodes": 0}, "0 inodes would lift that limit for good"),
+        ({"size_bytes": MIB, "inodes": 1 << 64}, "inodes are too many"),
+    ],
+)
+def test_sizes_that_the_kernel_would_take_for_no_limit_are_refused(
+    tmp_path: Path, wish: dict[str, int], words: str
+) -> None:
+    with one(tmp_path / "t") as lab:
+        with pytest.raises(Refused, match=words) as caught:
+            resize(Host(), superblock(lab, tmp_path / "t"), **wish)
+        assert caught.value.reason is Reason.BAD_SIZE
+        assert size_inside(lab, tmp_path / "t") == 16 * MIB
+
+
+def test_devtmpfs_and_the_root_of_the_cgroup_hierarchies_are_refused(tmp_path: Path) -> None:
+    def make() -> None:
+        os.makedirs(tmp_path / "dev")
+        syscalls.mount(b"devtmpfs", os.fsencode(tmp_path / "dev"), b"devtmpfs", 0)
+        tmpfs("/sys/fs/cgroup", "size=4m")
+
+    with mount_namespace(make) as lab:
+        before = lab.mountinfo()
+        for path, reason in ((tmp_path / "dev", Reason.DEVTMPFS), ("/sys/fs/cgroup", Reason.CGROUP_ROOT)):
+            target = max(
+                (point.mount_id, sb.device, sb)
+                for sb in superblocks(lab).values()
+                for point in sb.mounts
+                if point.path == str(path)
+            )[2]
+            with pytest.raises(Refused) as caught:
+                resize(Host(), target, size_bytes=64 << 30)
+            assert caught.value.reason is reason
+        assert lab.mountinfo() == before
+
+
+def test_filesystem_of_another_kind_behind_a_tmpfs_device_number_is_not_touched(tmp_path: Path) -> None:
+    """What a scan of the past says is not believed: the descriptor is asked."""
+
+    def make() -> None:
+        os.makedirs(tmp_path / "ramfs")
+        syscalls.mount(b"lab", os.fsencode(tmp_path / "ramfs"), b"ramfs", 0)
+
+    with one(tmp_path / "t", setup=make) as lab:
+        target = superblock(lab, tmp_path / "t")
+        place = f"/proc/{lab.pid}/root{tmp_path}/ramfs"
+        device = os.stat(place).st_dev
+        lie = replace(target, device=f"{os.major(device)}:{os.minor(device)}", access_path=place)
+        with pytest.raises(Failed, match="something else is there") as caught:
+            resize(Host(), lie, size_bytes=MIB)
+        assert caught.value.reason is Reason.GONE
+        with pytest.raises(Refused, match="is ramfs, not tmpfs"):
+            resize(Host(), replace(lie, fstype="ramfs"), size_bytes=MIB)
+
+
+def test_callers_veto_and_its_own_namespace_are_respected(tmp_path: Path) -> None:
+    with one(tmp_path / "t") as lab:
+        target = superblock(lab, tmp_path / "t")
+        with pytest.raises(Refused, match="a secret of pod x") as caught:
+            resize(Host(), target, size_bytes=MIB, refuse=lambda sb: f"{sb.device} is a secret of pod x")
+        assert caught.value.reason is Reason.PROTECTED
+        with pytest.raises(Refused, match="in the container that would resize it") as caught:
+            resize(Host(), target, size_bytes=MIB, protect_namespace=lab.namespace)
+        assert caught.value.reason is Reason.OWN_NAMESPACE
+        assert size_inside(lab, tmp_path / "t") == 16 * MIB
+        own = os.stat("/proc/self/ns/mnt").st_ino
+        assert resize(Host(), target, size_bytes=MIB, refuse=lambda _: None, protect_namespace=own).changed
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_unprivileged_caller_is_told_what_it_needs(tmp_path: Path, method: Method | None) -> None:
+    """Both where it may not even look, and where it can see the mount but not change it."""
+    with one(tmp_path / "t") as lab:
+        os.chmod(tmp_path, 0o755)
+        foreign = superblock(lab, tmp_path / "t")
+
+        def attempt() -> list[list[str]]:
+            fd = os.open(f"/proc/{lab.pid}/ns/mnt", os.O_RDONLY)
+            syscalls.setns(fd)
+            workloads.drop_privileges()
+            own = os.stat("/proc/self/ns/mnt").st_ino
+            near = MountTable(Host()).scan({own: [os.getpid()]}).superblocks[foreign.device]
+            said = []
+            for target in (foreign, near):
+                try:
+                    resize(Host(), target, size_bytes=MIB, method=method)
+                except ResizeError as error:
+                    said.append([str(error.reason), str(error)])
+            return said
+
+        for parent in tmp_path.parents:
+            if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o001)
+        answers = workloads.run(attempt)
+        assert [reason for reason, _ in answers] == ["NotPermitted", "NotPermitted"]
+        for _, sentence in answers:
+            assert "resizing a tmpfs needs root with CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_SYS_CHROOT" in sentence
+        assert size_inside(lab, tmp_path / "t") == 16 * MIB
+
+
+# --- kernels and containers without fspick
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_fspick_is_missing_or_filtered_mount_does_it(tmp_path: Path, number: int) -> None:
+    """A seccomp filter answers as a kernel before 5.2, or a profile that is older than the call, does."""
+    with one(tmp_path / "t", "size=16m,mode=700,nr_inodes=99") as lab:
+        target, before = superblock(lab, tmp_path / "t"), lab.mountinfo()
+
+        def attempt() -> list[Any]:
+            answer_to_call(433, number)
+            dry = resize(Host(), target, size_bytes=4 * MIB, dry_run=True)
+            done = resize(Host(), target, size_bytes=4 * MIB)
+            return [dry.method, done.method, done.after.size_bytes]
+
+        assert workloads.run(attempt) == ["mount", "mount", 4 * MIB]
+        assert lab.mountinfo() == before.replace(b"size=16384k,nr_inodes=99", b"size=4096k,nr_inodes=99")
+
+
+def answer_to_call(call: int, number: int) -> None:
+    """From now on this process gets ``number`` as the errno of one system call."""
+    program = b"".join(
+        struct.pack("=HBBI", *line)
+        for line in (
+            (0x20, 0, 0, 0),  # load the call's number
+            (0x15, 0, 1, call),
+            (0x06, 0, 0, 0x00050000 | number),
+            (0x06, 0, 0, 0x7FFF0000),
+        )
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(program)
+    descriptor = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    assert libc.prctl(38, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) == 0
+    assert libc.prctl(22, ctypes.c_ulong(2), descriptor) == 0, os.strerror(ctypes.get_errno())
+
+
+# --- a container that swaps the path
+
+
+def swap_for_symlink(base: Path) -> None:
+    os.rename(base / "x", base / "away")
+    os.symlink("victims", base / "x")
+
+
+def swap_for_bind_mount(base: Path) -> None:
+    bind(base / "victims/t", base / "x/t")
+
+
+def swap_for_new_tmpfs(base: Path) -> None:
+    mount_with(base / "x/t", 0, "size=6m,mode=711")
+
+
+def swap_for_other_filesystem(base: Path) -> None:
+    syscalls.mount(b"lab", os.fsencode(base / "x/t"), b"ramfs", 0)
+
+
+def swap_for_tmpfs_with_the_same_numbers(base: Path) -> None:
+    unmount(base / "x/t")
+    mount_with(base / "x/t", 0, "size=6m,mode=711")
+
+
+def swap_places(base: Path) -> None:
+    os.makedirs(base / "moved")
+    for source, target in (("x/t", "moved"), ("victims/t", "x/t")):
+        syscalls.mount(os.fsencode(base / source), os.fsencode(base / target), None, MS_MOVE)
+
+
+SWAPS = (
+    swap_for_symlink,
+    swap_for_bind_mount,
+    swap_for_new_tmpfs,
+    swap_for_other_filesystem,
+    swap_for_tmpfs_with_the_same_numbers,
+    swap_places,
+)
+
+
+@contextmanager
+def hostile(tmp_path: Path) -> Iterator[tuple[Lab, Path]]:
+    """``x/t`` is the tmpfs to be resized (16 MiB), ``victims/t`` another (7 MiB)."""
+    base = tmp_path / "base"
+
+    def make() -> None:
+        os.makedirs(base)
+        tmpfs(base, "size=1m")
+        syscalls.mount(None, os.fsencode(base), None, syscalls.MS_PRIVATE)
+        tmpfs(base / "x/t", "size=16m,mode=700")
+        tmpfs(base / "victims/t", "size=7m,mode=701")
+
+    with mount_namespace(make) as lab:
+        yield lab, base
+
+
+def sizes(lab: Lab) -> dict[tuple[str, str], list[str]]:
+    """(mode, root directory of the mount) of each tmpfs -> the sizes shown for it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in lab.mountinfo().decode().splitlines():
+        head, _, tail = line.partition(" - tmpfs lab ")
+        if match := re.search(r"size=([0-9]+k),mode=(7..)", tail):
+            found.setdefault((match[2], head.split()[3]), []).append(match[1])
+    return found
+
+
+@pytest.mark.parametrize("moment", ["before open", "after open", "before the change"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("swap", SWAPS)
+def test_path_swapped_at_a_given_moment_never_gets_another_filesystem_resized(
+    tmp_path: Path, swap: Callable[[Path], None], method: Method, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hostile(tmp_path) as (lab, base):
+        target = superblock(lab, base / "x/t")
+        pin = os.open(f"/proc/{lab.pid}/root{base}/x/t", os.O_PATH) if moment != "before open" else -1
+        done: list[int] = []
+
+        def once(call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+            def interposed(*arguments: Any, **more: Any) -> Any:
+                result = call(*arguments, **more) if after else None
+                if not done:
+                    done.append(1)
+                    lab.run(lambda: swap(base))
+                return result if after else call(*arguments, **more)
+
+            return interposed
+
+        if moment == "before the change":
+            monkeypatch.setattr(syscalls, "fspick", once(syscalls.fspick, after=False))
+            if method == "mount":
+                from nodemem.kernel import resize as module
+
+                monkeypatch.setattr(module, "in_namespaces", once(module.in_namespaces, after=False))
+        else:
+            monkeypatch.setattr(syscalls, "open_beneath", once(syscalls.open_beneath, after=moment == "after open"))
+        outcome = "resized"
+        try:
+            resize(Host(), target, size_bytes=3 * MIB, method=method)
+        except ResizeError as error:
+            outcome = str(error.reason)
+        assert done
+        assert outcome in ("resized", "Gone"), outcome
+        after = sizes(lab)
+        assert after.get(("701", "/"), ["7168k"]) == ["7168k"] * len(after.get(("701", "/"), ["7168k"]))
+        assert after.get(("711", "/"), ["6144k"]) == ["6144k"]
+        if pin >= 0:
+            vfs = os.statvfs(f"/proc/self/fd/{pin}")
+            assert vfs.f_blocks * vfs.f_frsize == (3 * MIB if outcome == "resized" else 16 * MIB)
+            os.close(pin)
+        if moment == "before open":
+            assert outcome == "Gone"
+        elif method == "fspick" and moment == "before the change":
+            assert outcome == "resized"
