@@ -57,9 +57,9 @@ def dump(value: Any, output: str) -> None:
 
 
 def printable(value: Any) -> Any:
-    """A copy of plain data in which every string is ``safe``."""
+    """A copy of plain data in which every string is ``safe``, and no more than a string."""
     if isinstance(value, str):
-        return safe(value)
+        return str(safe(value))  # an enumeration's member becomes its text
     if isinstance(value, dict):
         return {printable(key): printable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
