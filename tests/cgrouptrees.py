@@ -7,7 +7,7 @@ cgroups; others add /proc files to ``files`` before.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from nodemem.kernel.host import ReplayHost
+from nodemem.kernel.capture import ReplayHost
 
 UID = "0125ec2f-b64a-4868-8f5b-94b56cbab864"
 STATIC_UID = "187bff14cccb94f179e943eacce55bb3"

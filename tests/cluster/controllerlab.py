@@ -84,17 +84,13 @@ class Controller:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-c",
-                    "import argparse, sys\n"
-                    "from nodemem.cli import controller\n"
-                    "parser = argparse.ArgumentParser()\n"
-                    "controller.add_parser(parser.add_subparsers())\n"
-                    "args = parser.parse_args()\n"
-                    "sys.exit(args.func(args))",
+                    "-m",
+                    "nodemem.cli.main",
                     "controller",
                     f"--kubeconfig={kubeconfig}",
                     f"--namespace={NAMESPACE}",
                     "--listen=127.0.0.1:0",
+                    "--resync=5",
                     *args,
                 ],
                 env=os.environ | {"POD_NAME": f"controller-{name}"},
@@ -107,9 +103,14 @@ class Controller:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        """In order, so that the Lease is free for the next one."""
+        try:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGCONT)
+                self.end()
+        finally:
             self.process.kill()
-        self.process.wait()
+            self.process.wait()
 
     def end(self) -> int:
         """SIGTERM; the exit code."""

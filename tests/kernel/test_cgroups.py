@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from cgrouptrees import ID, UID, cgroupfs_pod, systemd_pod
+from nodemem.kernel.capture import RecordingHost, open_capture
 from nodemem.kernel.cgroups import Hierarchy, discover
-from nodemem.kernel.host import Host, RecordingHost, open_capture
+from nodemem.kernel.host import Host
 from nodemem.node.owners import ContainerRef, PodRef, parse_cgroup, process_owner
 
 MIB = 1 << 20

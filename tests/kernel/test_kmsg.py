@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nodemem.kernel.host import Host, ReplayHost
+from nodemem.kernel.capture import ReplayHost
+from nodemem.kernel.host import Host
 from nodemem.kernel.kmsg import Follower, parse_record, ring_buffer
 from nodemem.kernel.oomjudge import judge
 from nodemem.kernel.oomlog import Report, reports

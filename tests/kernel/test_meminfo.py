@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from nodemem.kernel import kernelmem, meminfo
-from nodemem.kernel.host import Host, RecordingHost, open_capture
+from nodemem.kernel.capture import RecordingHost, open_capture
+from nodemem.kernel.host import Host
 
 MIB = 1 << 20
 

@@ -21,7 +21,8 @@ from kernel.mountlab import (
     unmount,
 )
 from nodemem.kernel import mountusage, syscalls
-from nodemem.kernel.host import Host, RecordingHost, ReplayHost
+from nodemem.kernel.capture import RecordingHost, ReplayHost
+from nodemem.kernel.host import Host
 from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock
 from nodemem.kernel.namespaces import in_namespaces
 

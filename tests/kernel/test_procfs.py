@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nodemem.kernel.host import Host, RecordingHost, open_capture
+from nodemem.kernel.capture import RecordingHost, open_capture
+from nodemem.kernel.host import Host
 from nodemem.kernel.procfs import ROTATION, SETTLING, Process, ProcessTable
 
 MIB = 1024 * 1024

@@ -2,16 +2,21 @@
 
 import ctypes
 import errno
+import hashlib
 import itertools
 import json
+import mmap
 import os
 import random
 import re
+import signal
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -422,34 +427,29 @@ def test_callers_veto_and_its_own_namespace_are_respected(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
-def test_unprivileged_caller_is_told_what_it_needs(tmp_path: Path, method: Method | None) -> None:
+def test_unprivileged_caller_is_told_what_it_needs(method: Method | None) -> None:
     """Both where it may not even look, and where it can see the mount but not change it."""
-    with one(tmp_path / "t") as lab:
-        os.chmod(tmp_path, 0o755)
-        foreign = superblock(lab, tmp_path / "t")
+    with workloads.directory() as top, one(Path(top) / "t") as lab:
+        os.chmod(top, 0o755)
+        foreign = superblock(lab, f"{top}/t")
 
         def attempt() -> list[list[str]]:
-            fd = os.open(f"/proc/{lab.pid}/ns/mnt", os.O_RDONLY)
-            syscalls.setns(fd)
+            syscalls.setns(os.open(f"/proc/{lab.pid}/ns/mnt", os.O_RDONLY))
             workloads.drop_privileges()
             own = os.stat("/proc/self/ns/mnt").st_ino
             near = MountTable(Host()).scan({own: [os.getpid()]}).superblocks[foreign.device]
             said = []
             for target in (foreign, near):
-                try:
+                with pytest.raises(ResizeError) as caught:
                     resize(Host(), target, size_bytes=MIB, method=method)
-                except ResizeError as error:
-                    said.append([str(error.reason), str(error)])
+                said.append([str(caught.value.reason), str(caught.value)])
             return said
 
-        for parent in tmp_path.parents:
-            if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o001)
         answers = workloads.run(attempt)
         assert [reason for reason, _ in answers] == ["NotPermitted", "NotPermitted"]
         for _, sentence in answers:
             assert "resizing a tmpfs needs root with CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_SYS_CHROOT" in sentence
-        assert size_inside(lab, tmp_path / "t") == 16 * MIB
+        assert size_inside(lab, f"{top}/t") == 16 * MIB
 
 
 # --- kernels and containers without fspick
@@ -603,3 +603,290 @@ def test_path_swapped_at_a_given_moment_never_gets_another_filesystem_resized(
             assert outcome == "Gone"
         elif method == "fspick" and moment == "before the change":
             assert outcome == "resized"
+
+
+@contextmanager
+def busy(lab: Lab, work: Callable[[Callable[[], bool]], Any]) -> Iterator[Callable[[], Any]]:
+    """``work(stopped)`` in a process inside the lab, beside this one; the yielded function stops it for its result."""
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        stop: list[int] = []
+        answer: dict[str, Any] = {}
+        try:
+            signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+            os.write(writer, b" ")
+            syscalls.die_with_parent(signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+            syscalls.setns(os.open(f"/proc/{lab.pid}/ns/mnt", os.O_RDONLY))
+            answer = {"value": work(lambda: bool(stop))}
+        except BaseException:  # noqa: BLE001 - told to the parent
+            answer = {"error": traceback.format_exc()}
+        finally:
+            os.write(writer, json.dumps(answer).encode())
+            os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 1) == b" "  # it can be told to stop
+
+    def finish() -> Any:
+        os.kill(pid, signal.SIGTERM)
+        with open(reader, "rb", closefd=False) as file:
+            answer = json.loads(file.read())
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+    try:
+        yield finish
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def swap_for_ever(base: Path, stopped: Callable[[], bool]) -> dict[str, int]:
+    """Each way of putting something else in the place of ``x/t`` and back; ``y/t`` is unmounted and mounted anew, as
+    the tmpfs it was or as another with the same device number and mount id. Counts rounds, and others resized."""
+    count = {"rounds": 0, "resized": 0}
+    x, y, victim, parked = base / "x/t", base / "y/t", base / "victims/t", base / "parked"
+
+    def check(path: Path, size: int) -> None:
+        vfs = os.statvfs(path)
+        count["resized"] += vfs.f_blocks * vfs.f_frsize != size
+
+    while not stopped():
+        swap_for_symlink(base)
+        os.unlink(base / "x")
+        os.rename(base / "away", base / "x")
+        swap_for_bind_mount(base)
+        check(x, 7 * MIB)
+        unmount(x)
+        swap_for_new_tmpfs(base)
+        check(x, 6 * MIB)
+        unmount(x)
+        swap_for_other_filesystem(base)
+        unmount(x)
+        syscalls.mount(os.fsencode(x), os.fsencode(parked), None, MS_MOVE)
+        swap_for_new_tmpfs(base)
+        check(x, 6 * MIB)
+        unmount(x)
+        syscalls.mount(os.fsencode(parked), os.fsencode(x), None, MS_MOVE)
+        unmount(y)
+        mount_with(y, 0, "size=6m,mode=711")
+        time.sleep(0)
+        check(y, 6 * MIB)
+        unmount(y)
+        mount_with(y, 0, "size=16m,mode=702")
+        check(victim, 7 * MIB)
+        count["rounds"] += 1
+    return count
+
+
+@pytest.mark.parametrize(("method", "tries"), [("fspick", 4000), ("mount", 1000)])
+def test_container_that_keeps_swapping_the_path_never_gets_another_filesystem_resized(
+    tmp_path: Path, method: Method, tries: int
+) -> None:
+    with hostile(tmp_path) as (lab, base):
+        lab.run(lambda: tmpfs(base / "y/t", "size=16m,mode=702"))
+        lab.run(lambda: os.makedirs(base / "parked"))
+        known = superblocks(lab)
+        targets = [superblock(lab, base / "x/t"), superblock(lab, base / "y/t")]
+        devices = {target.device for target in targets}
+        pins = [os.open(f"/proc/{lab.pid}/root{base}/{path}/t", os.O_PATH) for path in ("x", "victims")]
+        outcomes: dict[tuple[str, str], int] = {}
+        dice = random.Random(method)
+        with busy(lab, lambda stopped: swap_for_ever(base, stopped)) as finish:
+            last = 0
+            for number in range(tries):
+                if number % 3 == 0:
+                    now = superblocks(lab)
+                    # Of another mode: the container's own new tmpfs, with the number of one that went.
+                    targets = [now[d] for d in devices if d in now and "mode=70" in now[d].options] or targets
+                target = dice.choice(targets)
+                size = dice.randrange(8 * MIB, 16 * MIB, PAGE)
+                which = "x" if "mode=700" in target.options else "y"
+                try:
+                    resize(Host(), target, size_bytes=size, method=method)
+                except ResizeError as error:
+                    outcome = str(error.reason)
+                else:
+                    outcome = "resized"
+                    last = size if which == "x" else last
+                outcomes[which, outcome] = outcomes.get((which, outcome), 0) + 1
+            count = finish()
+        assert count["resized"] == 0
+        assert count["rounds"] > 100
+        assert {outcome for _, outcome in outcomes} <= {"resized", "Gone", "Unreachable"}, outcomes
+        for which in "xy":
+            assert outcomes[which, "resized"] > 10, outcomes
+            assert outcomes[which, "Gone"] > 10, outcomes
+        vfs = [os.statvfs(f"/proc/self/fd/{pin}") for pin in pins]
+        assert [each.f_blocks * each.f_frsize for each in vfs] == [last, 7 * MIB]
+        for pin in pins:
+            os.close(pin)
+        assert {device: known[device].options for device in known if device not in devices} == {
+            device: sb.options for device, sb in superblocks(lab).items() if device in known and device not in devices
+        }
+
+
+# --- under load
+
+
+def write_for_ever(path: Path, seed: int, stopped: Callable[[], bool]) -> dict[str, int]:
+    """Blocks of a file and of a mapping are overwritten at random, files come and go; at the end all is read back."""
+    blocks, block = 256, 8192
+    dice = random.Random(seed)
+    model = [b"\0" * block] * (2 * blocks)
+    file = os.open(path / f"file{seed}", os.O_RDWR | os.O_CREAT)
+    mapped = os.open(path / f"mapped{seed}", os.O_RDWR | os.O_CREAT)
+    for fd in (file, mapped):
+        os.truncate(fd, blocks * block)
+    count = {"writes": 0, "wrong": 0}
+    with mmap.mmap(mapped, blocks * block) as area:
+        while not stopped():
+            data, at = dice.randbytes(block), dice.randrange(2 * blocks)
+            model[at] = data
+            if at < blocks:
+                assert os.pwrite(file, data, at * block) == block
+            else:
+                area[(at - blocks) * block : (at - blocks + 1) * block] = data
+            if at % 16 == 0:
+                fill(path / f"passing{seed}", dice.randrange(2 * MIB))
+                os.unlink(path / f"passing{seed}")
+            count["writes"] += 1
+        found = os.pread(file, blocks * block, 0) + area[:]
+    for at, data in enumerate(model):
+        count["wrong"] += found[at * block : (at + 1) * block] != data
+    return count
+
+
+def test_files_and_writers_survive_a_thousand_resizes_under_load(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+
+    def checksums() -> dict[str, str]:
+        kept = sorted(name for name in os.listdir(path) if name.startswith("kept"))
+        return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in kept}
+
+    def make() -> None:
+        for number in range(20):
+            (path / f"kept{number}").write_bytes(random.Random(number).randbytes(100_000 + number))
+
+    with one(path, "size=64m,nr_inodes=1000", make) as lab, ExitStack() as stack:
+        before, mounts_before = lab.run(checksums), lab.mountinfo()
+        target = superblock(lab, path)
+        dice = random.Random(1)
+        writers = [stack.enter_context(busy(lab, partial(write_for_ever, path, seed))) for seed in range(3)]
+        for number in range(1000):
+            size = 24 * MIB + dice.randrange(40 * MIB)
+            done = resize(Host(), target, size_bytes=size, inodes=100 + number, method=METHODS[number % 2])
+            assert done.changed
+        counts = [finish() for finish in writers]
+        assert all(count["writes"] > 1000 for count in counts), counts
+        assert [count["wrong"] for count in counts] == [0, 0, 0]
+        assert lab.run(checksums) == before
+        assert len(before) == 20
+        resize(Host(), target, size_bytes=64 * MIB, inodes=1000)
+        assert lab.mountinfo() == mounts_before
+
+
+# --- the command
+
+
+def command(*words: str) -> int:
+    return main(["tmpfs", "resize", *words])
+
+
+def test_command_shows_before_and_after_and_works_by_path_or_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t"
+    with one(path, "size=16m,nr_inodes=500", lambda: fill(path / "data", 4 * MIB)) as lab:
+        device = superblock(lab, path).device
+        assert command(str(path), "8Mi", "--dry-run") == 0
+        assert capsys.readouterr().out == (
+            f"{path} ({device}) would become 8.0 MiB (was 16.0 MiB); 4.0 MiB and 2 inodes in use\n"
+        )
+        assert size_inside(lab, path) == 16 * MIB
+        assert command(device, "8Mi", "--inodes", "100", "-o", "json") == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "device": device,
+            "mountPoint": str(path),
+            "dryRun": False,
+            "changed": True,
+            "method": "fspick",
+            "requested": {"sizeBytes": 8 * MIB, "inodes": 100},
+            "before": {"sizeBytes": 16 * MIB, "usedBytes": 4 * MIB, "inodes": 500, "inodesUsed": 2},
+            "after": {"sizeBytes": 8 * MIB, "usedBytes": 4 * MIB, "inodes": 100, "inodesUsed": 2},
+        }
+        assert command(str(path), "8Mi") == 0
+        assert "is already 8.0 MiB; 4.0 MiB" in capsys.readouterr().out
+
+
+def test_percentage_is_of_the_machines_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with one(tmp_path / "t") as lab:
+        assert command(str(tmp_path / "t"), "1%") == 0
+        total = int(re.search(r"MemTotal: +([0-9]+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+        assert size_inside(lab, tmp_path / "t") == -(-(total // 100) // PAGE) * PAGE
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("T", "2Mi"), 3, "holds 4.0 MiB, with 10 % headroom 4.4 MiB: more than the 2.0 MiB asked for"),
+        (("T", "4.2Mi", "--headroom", "20%"), 3, "write at least 5Mi"),
+        (("T", "0"), 4, "a size of 0 would lift the limit for good"),
+        (("/dev", "1Gi"), 4, "is a devtmpfs"),
+        (("T", "2gb"), 2, "write 2Gi (powers of 1024) or 2G (powers of 1000)"),
+        (("T/sub", "2Gi"), 1, "no tmpfs is mounted there"),
+        (("/proc", "2Gi"), 1, "/proc: no tmpfs is mounted there but proc; 'nodemem tmpfs' lists them all"),
+        (("0:99999", "2Gi"), 1, "no tmpfs has this device number"),
+    ],
+)
+def test_command_says_in_one_line_why_not_and_what_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, said: str
+) -> None:
+    path = tmp_path / "t"
+    with one(path, "size=16m", lambda: fill(path / "data", 4 * MIB)) as lab:
+        before = lab.mountinfo()
+        assert command(*(word.replace("T", str(path), 1) if word[0] == "T" else word for word in words)) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("nodemem: ")
+        assert err.count("\n") == 1
+        assert said in err
+        assert lab.mountinfo() == before
+
+
+def test_path_that_is_a_tmpfs_in_two_containers_is_asked_for_by_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t"
+    with one(path) as first, one(path) as second:
+        devices = {superblock(lab, path).device for lab in (first, second)}
+        assert command(str(path), "2Mi") == 1
+        said = capsys.readouterr().err
+        assert "2 containers have a tmpfs there; write the device of one instead: " in said
+        assert all(device in said for device in devices)
+        assert command(superblock(second, path).device, "2Mi") == 0
+        assert (size_inside(first, path), size_inside(second, path)) == (16 * MIB, 2 * MIB)
+
+
+def test_command_leaves_a_secret_volume_to_the_kubelet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told by its mount point in the host's namespace."""
+    place = tmp_path / "pods/7b1f6e5a-0000-4000-8000-000000000001/volumes/kubernetes.io~secret/token"
+    tmpfs(place, "size=2m")
+    try:
+        assert command(str(place), "1Mi") == 4
+        assert "is the secret token of pod 7b1f6e5a-0000-4000-8000-000000000001" in capsys.readouterr().err
+    finally:
+        unmount(place)
+
+
+def test_size_of_a_captured_machine_is_not_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with one(tmp_path / "t") as lab:
+        assert main(["capture", str(tmp_path / "capture.tar")]) == 0
+        capsys.readouterr()
+        assert main(["tmpfs", "--root", str(tmp_path / "capture.tar"), "resize", str(tmp_path / "t"), "1Mi"]) == 4
+        assert "this is a capture; only a running machine can be changed" in capsys.readouterr().err
+        assert size_inside(lab, tmp_path / "t") == 16 * MIB

@@ -16,7 +16,8 @@ import pytest
 from kernel import workloads
 from kernel.workloads import MIB, Workload
 from nodemem.kernel import meminfo
-from nodemem.kernel.host import Host, RecordingHost, open_capture
+from nodemem.kernel.capture import RecordingHost, open_capture
+from nodemem.kernel.host import Host
 from nodemem.kernel.mounts import MountScan, MountTable
 from nodemem.kernel.procfs import Process, ProcessTable
 from nodemem.kernel.shmem import Breakdown, Deep, ShmemObject, attribute, writers

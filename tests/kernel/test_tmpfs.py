@@ -16,7 +16,8 @@ import pytest
 from kernel.mountlab import MIB, Lab, StuckFuse, bind, fill, mount_namespace, tmpfs, unmount
 from nodemem.kernel import syscalls
 from nodemem.kernel import tmpfs as tmpfs_module
-from nodemem.kernel.host import Host, RecordingHost, ReplayHost
+from nodemem.kernel.capture import RecordingHost, ReplayHost
+from nodemem.kernel.host import Host
 from nodemem.kernel.mounts import MountTable, Superblock
 from nodemem.kernel.namespaces import in_namespaces
 from nodemem.kernel.tmpfs import Inspection, inspect, open_mount

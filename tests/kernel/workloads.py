@@ -25,6 +25,7 @@ CLONE_NEWNS, CLONE_NEWIPC = 0x00020000, 0x08000000
 MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 4096, 16384, 1 << 18, 2
 IPC_CREAT, IPC_RMID, SHM_HUGETLB = 0o1000, 0, 0o4000
 V1_MEMORY = Path("/sys/fs/cgroup/memory")
+V2_ROOT = Path("/sys/fs/cgroup")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.shmat.restype = ctypes.c_void_p
@@ -415,18 +416,21 @@ def _touch(area: mmap.mmap, *, write: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def memory_cgroup(path: str, *, limit: int | None = None, root: Path = V1_MEMORY) -> Iterator[Path]:
-    """The directory of a cgroup at ``path`` ("a/b/c"; missing ancestors are made, and removed again)."""
+def memory_cgroup(path: str, *, limit: int | None = None, root: Path | None = None) -> Iterator[Path]:
+    """The directory of a cgroup at ``path`` ("a/b/c"; missing ancestors are made, and removed again), on v1 or v2."""
+    v2 = not V1_MEMORY.is_dir()
     made: list[Path] = []
     try:
-        place = root
+        place = root or (V2_ROOT if v2 else V1_MEMORY)
         for name in path.strip("/").split("/"):
+            if v2:
+                (place / "cgroup.subtree_control").write_text("+memory")
             place /= name
             if not place.is_dir():
                 place.mkdir()
                 made.append(place)
         if limit is not None:
-            (place / "memory.limit_in_bytes").write_text(str(limit))
+            (place / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(limit))
         yield place
     finally:
         for one in reversed(made):

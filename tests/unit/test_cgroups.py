@@ -19,8 +19,8 @@ from cgrouptrees import (
     v2_files,
     v2_host,
 )
+from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.cgroups import ancestors, discover, effective_limits
-from nodemem.kernel.host import ReplayHost
 
 SMALL = {"/": Figures(usage=None), "/a": Figures(limit=1 << 30), "/a/b": Figures(limit=2 << 30), "/c": Figures()}
 

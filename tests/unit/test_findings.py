@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from cgrouptrees import ID, UID, V1_MOUNTINFO, V2_MOUNTINFO, Figures, v1_files, v2_files
 from nodemem.cli import oom_exposed
 from nodemem.kernel import oom
+from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.cgroups import MemoryCgroup
-from nodemem.kernel.host import Host, ReplayHost
+from nodemem.kernel.host import Host
 from nodemem.kernel.oom import Generation, Outcome, Task
 from nodemem.node import exposure, findings, oomdomains, services
 from nodemem.node.adj import GUARANTEED_OLD, drift, expected_oom_score_adj

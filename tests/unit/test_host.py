@@ -9,15 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nodemem.kernel.host import (
-    CAPTURE_INDEX,
-    CaptureError,
-    Host,
-    RecordingHost,
-    ReplayHost,
-    device_number,
-    open_capture,
-)
+from nodemem.kernel.capture import CAPTURE_INDEX, CaptureError, RecordingHost, ReplayHost, open_capture
+from nodemem.kernel.host import Host, device_number
 
 
 def record(host: Host) -> dict[str, object]:

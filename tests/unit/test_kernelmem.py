@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodemem.kernel import kernelmem
-from nodemem.kernel.host import ReplayHost
+from nodemem.kernel.capture import ReplayHost
 
 SLABINFO = b"""slabinfo - version: 2.1
 # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount>

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nodemem.cli import meminfo as cli
 from nodemem.kernel import meminfo
-from nodemem.kernel.host import Host, ReplayHost, Unreadable
+from nodemem.kernel.capture import ReplayHost
+from nodemem.kernel.host import Host, Unreadable
 
 DOCS = Path(__file__).parents[2] / "docs" / "meminfo.md"
 MIB, GIB = 1 << 20, 1 << 30

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodemem.kernel.host import FilesystemUsage, Host, ReplayHost, Unreadable
+from nodemem.kernel.capture import ReplayHost
+from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
 from nodemem.kernel.mounts import MountScan, MountTable, parse_mountinfo
 
 MIB = 1 << 20

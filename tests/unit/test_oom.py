@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nodemem.kernel import oom
-from nodemem.kernel.host import ReplayHost
+from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.oom import Domain, Generation, Knobs, Outcome, Task
 from nodemem.kernel.procfs import Process
 from unit import kernel_badness as c

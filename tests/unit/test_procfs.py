@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodemem.kernel.host import Host, ReplayHost, Unreadable
+from nodemem.kernel.capture import ReplayHost
+from nodemem.kernel.host import Host, Unreadable
 from nodemem.kernel.procfs import (
     ROTATION,
     SETTLING,

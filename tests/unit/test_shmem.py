@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodemem.kernel.host import FileStat, ReplayHost
+from nodemem.kernel.capture import ReplayHost
+from nodemem.kernel.host import FileStat
 from nodemem.kernel.mounts import MountPoint, MountScan, Superblock
 from nodemem.kernel.procfs import Process
 from nodemem.kernel.shmem import Breakdown, Deep, MappedFile, attribute, parse_maps, parse_sysvipc

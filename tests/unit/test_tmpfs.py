@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nodemem.kernel.host import ReplayHost
+from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.mounts import MountPoint, Superblock
 from nodemem.kernel.tmpfs import DirectoryUse, FileUse, inspect
 

@@ -12,6 +12,9 @@ MIB = 1024
 PAUSE = 4
 """KiB: a program of one page."""
 
+_SAME_ADDRESSES = ("kernel/randomize_va_space", "0")
+"""Where the stack lies decides whether a program has a page table more or less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -54,12 +57,8 @@ CASES = (
     _case("0-hog-last", *_four(0, (1, 5, 40, 160)), killed=(4,)),
     _case("1000-hog-first", *_four(1000, (160, 40, 5, 1)), killed=(1,)),
     # Different values: 61 pages of score for each unit, the hog ends at about 50,000 pages.
-    _case(
-        "ladder", (160 * MIB, 0), (40 * MIB, 300), (5 * MIB, 600), (1 * MIB, 1000), killed=(4, 1), short=True
-    ),
-    _case(
-        "999-behind-998", (160 * MIB, -999), (40 * MIB, -998), (5 * MIB, -997), (1 * MIB, -996), killed=(1,)
-    ),
+    _case("ladder", (160 * MIB, 0), (40 * MIB, 300), (5 * MIB, 600), (1 * MIB, 1000), killed=(4, 1), short=True),
+    _case("999-behind-998", (160 * MIB, -999), (40 * MIB, -998), (5 * MIB, -997), (1 * MIB, -996), killed=(1,)),
     _case(
         "hog-at-998-others-burstable",
         *((160 * MIB, -998), (40 * MIB, 3), (5 * MIB, 500), (1 * MIB, 999)),
@@ -67,18 +66,47 @@ CASES = (
     ),
     _case("skewed", (160 * MIB, -500), (20 * MIB, 500), (5 * MIB, 0), killed=(2, 1)),
     _case(
-        "skewed-by-a-little", (160 * MIB, -900), (40 * MIB, -300), (5 * MIB, -100), (1 * MIB, -50),
+        "skewed-by-a-little",
+        (160 * MIB, -900),
+        (40 * MIB, -300),
+        (5 * MIB, -100),
+        (1 * MIB, -50),
         killed=(4, 3, 1),
     ),  # fmt: skip
-    _case("unkillable-hog", (160 * MIB, -1000), (40 * MIB, 0), (5 * MIB, 0), (1 * MIB, 0), killed=(2, 3, 4), short=True),
+    _case(
+        "unkillable-hog", (160 * MIB, -1000), (40 * MIB, 0), (5 * MIB, 0), (1 * MIB, 0), killed=(2, 3, 4), short=True
+    ),
     _case("small-one-unkillable", (160 * MIB, -998), (40 * MIB, -1000), (5 * MIB, -998), killed=(1,)),
     _case("growing-one-is-small", (160 * MIB, -997), (5 * MIB, -997), (PAUSE, -998), killed=(1, 2), grows=2),
+    # Equal scores to the page, so without randomised addresses: the last one scanned dies, and the scan goes through
+    # the cgroups in the order of their creation, in each in the order of joining.
+    _case(
+        "tie",
+        (60 * MIB, -1000),
+        (MIB, 0),
+        (MIB, 0),
+        (MIB, 0),
+        killed=(4, 3, 2),
+        limit_mib=80,
+        settings=[_SAME_ADDRESSES],
+        short=True,
+    ),  # fmt: skip
+    _case(
+        "tie-in-containers",
+        *((60 * MIB, -1000, "app"), (MIB, -998, "b"), (MIB, -998, "a"), (MIB, -998, "app")),
+        killed=(3, 2, 4),
+        limit_mib=80,
+        settings=[_SAME_ADDRESSES],
+    ),  # fmt: skip
     # Memory that no process's death gives back.
     _case("tmpfs", (40 * MIB, 0), (5 * MIB, 0), (1 * MIB, 0), killed=(1,), limit_mib=200, tmpfs_mib=140, short=True),
     _case(
         "tmpfs-and-the-small-one-grows",
         *((40 * MIB, -998), (5 * MIB, -998), (1 * MIB, -998)),
-        killed=(1, 3), limit_mib=200, tmpfs_mib=140, grows=3,
+        killed=(1, 3),
+        limit_mib=200,
+        tmpfs_mib=140,
+        grows=3,
     ),  # fmt: skip
     # Swap: 64 MiB of memory and 64 of swap.
     _case("swap", *_four(-998, (64, 20, 5, 1)), killed=(1,), limit_mib=64, swap_mib=64, short=True),
@@ -90,22 +118,32 @@ CASES = (
     _case(
         "pod",
         *((PAUSE, -998, "pause"), (120 * MIB, -998, "app"), (40 * MIB, -998, "sidecar")),
-        killed=(2,), limit_mib=200, short=True,
+        killed=(2,),
+        limit_mib=200,
+        short=True,
     ),  # fmt: skip
     _case(
         "pod-hog-in-the-first-container",
         *((120 * MIB, -997, "app"), (40 * MIB, -997, "sidecar"), (PAUSE, -998, "zz-pause")),
-        killed=(1,), limit_mib=200,
+        killed=(1,),
+        limit_mib=200,
     ),  # fmt: skip
     _case(
         "pod-burstable-sidecar",
         *((PAUSE, -998, "pause"), (120 * MIB, 3, "app"), (8 * MIB, 3, "app"), (20 * MIB, 900, "sidecar")),
-        killed=(4, 2), limit_mib=180,
+        killed=(4, 2),
+        limit_mib=180,
     ),  # fmt: skip
     # memory.oom.group: of the cgroup that runs out, of one container in it, and never what is at -1000.
     _case(
-        "group", (160 * MIB, -998), (40 * MIB, -998), (PAUSE, -998),
-        killed=(1, 2, 3), only="v2", oom_groups=[""], short=True,
+        "group",
+        (160 * MIB, -998),
+        (40 * MIB, -998),
+        (PAUSE, -998),
+        killed=(1, 2, 3),
+        only="v2",
+        oom_groups=[""],
+        short=True,
     ),  # fmt: skip
     _case(
         "group-spares-1000", (160 * MIB, 0), (40 * MIB, 0), (5 * MIB, -1000), killed=(1, 2), only="v2", oom_groups=[""]
@@ -113,39 +151,79 @@ CASES = (
     _case(
         "group-of-one-container",
         *((PAUSE, -998, "pause"), (120 * MIB, -998, "app"), (5 * MIB, -998, "app"), (40 * MIB, -998, "sidecar")),
-        killed=(2, 3), only="v2", limit_mib=200, oom_groups=["app"],
+        killed=(2, 3),
+        only="v2",
+        limit_mib=200,
+        oom_groups=["app"],
     ),  # fmt: skip
     _case(
         "group-of-the-other-container",
         *((120 * MIB, 0, "app"), (5 * MIB, 900, "sidecar"), (20 * MIB, 0, "sidecar")),
-        killed=(2, 3, 1), only="v2", limit_mib=180, oom_groups=["sidecar"],
+        killed=(2, 3, 1),
+        only="v2",
+        limit_mib=180,
+        oom_groups=["sidecar"],
     ),  # fmt: skip
     # Who waits instead of dying.
     _case(
-        "kill-disabled", (60 * MIB, 0), (5 * MIB, 500),
-        killed=(), only="v1", limit_mib=80, cgroup_settings=[["memory.oom_control", "1"]], stalled=True,
+        "kill-disabled",
+        (60 * MIB, 0),
+        (5 * MIB, 500),
+        killed=(),
+        only="v1",
+        limit_mib=80,
+        cgroup_settings=[["memory.oom_control", "1"]],
+        stalled=True,
         patience_seconds=4.0,
     ),  # fmt: skip
     _case(
-        "nobody-to-kill", (60 * MIB, -1000), (5 * MIB, -1000),
-        killed=(), limit_mib=80, stalled=True,
+        "nobody-to-kill",
+        (60 * MIB, -1000),
+        (5 * MIB, -1000),
+        killed=(),
+        limit_mib=80,
+        stalled=True,
     ),  # fmt: skip
     # The machine itself, with and without swap. The guest has 768 MiB, about 190 pages of score for each unit.
     _case(
-        "global", (64 * MIB, 0), (32 * MIB, 500), (5 * MIB, -998), (PAUSE, 1000),
-        killed=(4, 1), limit_mib=None, swap=False, short=True,
+        "global",
+        (64 * MIB, 0),
+        (32 * MIB, 500),
+        (5 * MIB, -998),
+        (PAUSE, 1000),
+        killed=(4, 1),
+        limit_mib=None,
+        swap=False,
+        short=True,
     ),  # fmt: skip
     _case("global-998", *_four(-998, (160, 40, 5, 1)), killed=(1,), limit_mib=None, swap=False),
     _case(
-        "global-unkillable-hog", (64 * MIB, -999), (32 * MIB, 0), (5 * MIB, -998), (PAUSE, 1000),
-        killed=(4, 2, 1), limit_mib=None, swap=False,
+        "global-unkillable-hog",
+        (64 * MIB, -999),
+        (32 * MIB, 0),
+        (5 * MIB, -998),
+        (PAUSE, 1000),
+        killed=(4, 2, 1),
+        limit_mib=None,
+        swap=False,
     ),  # fmt: skip
     _case(
-        "global-swap", (64 * MIB, 0), (32 * MIB, 600), (5 * MIB, -998), (PAUSE, 1000),
-        killed=(4, 1), limit_mib=None,
+        "global-swap",
+        (64 * MIB, 0),
+        (32 * MIB, 600),
+        (5 * MIB, -998),
+        (PAUSE, 1000),
+        killed=(4, 1),
+        limit_mib=None,
     ),  # fmt: skip
     _case(
-        "global-allocating-task", (64 * MIB, -900), (32 * MIB, 500), (5 * MIB, 1000),
-        killed=(1,), limit_mib=None, swap=False, settings=[["vm/oom_kill_allocating_task", "1"]],
+        "global-allocating-task",
+        (64 * MIB, -900),
+        (32 * MIB, 500),
+        (5 * MIB, 1000),
+        killed=(1,),
+        limit_mib=None,
+        swap=False,
+        settings=[["vm/oom_kill_allocating_task", "1"]],
     ),  # fmt: skip
 )

@@ -2,14 +2,17 @@
 
 import ctypes
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from nodemem.kernel import lab, meminfo, oom
+from nodemem.kernel import lab, meminfo, oom, syscalls
 from nodemem.kernel.host import Host
 from nodemem.kernel.procfs import ProcessTable
+from nodemem.node import report, trends
+from nodemem.node.snapshot import Collector
 
 SWAP_DEVICE = b"/dev/vda"
 
@@ -24,12 +27,14 @@ def experiment(
     swap: bool = True,
     settings: Sequence[Sequence[str]] = (),
     cgroup_settings: Sequence[Sequence[str]] = (),
+    late_settings: Sequence[Sequence[str]] = (),
     patience_seconds: float = 30.0,
 ) -> dict[str, Any]:
     """``nodemem oom lab``: programs are [size in KiB, oom_score_adj] or [.., .., group], numbered from 1; ``grows`` too.
 
     ``swap`` False: without the machine's swap. ``settings``: [file below /proc/sys, value], put back afterwards;
-    ``cgroup_settings``: [file of the experiment's cgroup, value], written when the programs run.
+    ``cgroup_settings``: [file of the experiment's cgroup, value], written when the programs run; ``late_settings`` are those
+    of /proc/sys that are.
     """
     made = tuple(lab.Program(int(each[0]) << 10, int(each[1]), *each[2:]) for each in programs)
     largest = max(range(len(made)), key=lambda at: made[at].size_bytes)
@@ -53,6 +58,8 @@ def experiment(
         experiment.start()
         for name, value in cgroup_settings:
             Path("/sys/fs/cgroup", _memory_directory() + experiment.path, name).write_text(value)
+        for name, value in late_settings:
+            stack.enter_context(_setting(f"/proc/sys/{name}", value))
         before = experiment.standing()
         died = list(experiment.drive())
         result = experiment.result()
@@ -130,3 +137,55 @@ def _without_swap() -> Iterator[None]:
         yield
     finally:
         assert libc.swapon(SWAP_DEVICE, 0) == 0, os.strerror(ctypes.get_errno())
+
+
+def raises(message: str) -> None:
+    """For the harness's own tests."""
+    raise RuntimeError(message)
+
+
+def swapped_out_tmpfs(file_mib: int, limit_mib: int) -> dict[str, Any]:
+    """The report of a v2 node on which a container wrote a tmpfs file that its memory limit pushed out to swap."""
+    uid, container = "0125ec2f-b64a-4868-8f5b-94b56cbab864", "ab" * 32
+    place = Path("/sys/fs/cgroup/kubepods", f"pod{uid}", container)
+    os.makedirs(place)
+    for above in (place.parent.parent, place.parent):
+        (above / "cgroup.subtree_control").write_text("+memory")
+    (place / "memory.max").write_text(str(limit_mib << 20))
+    mount = Path("/run/big")
+    mount.mkdir()
+    syscalls.mount(b"tmpfs", os.fsencode(mount), b"tmpfs", 0, b"size=80%")
+    orders, done = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            (place / "cgroup.procs").write_text("0")
+            with open(mount / "data", "wb") as file:
+                for at in range(file_mib):
+                    file.write(bytes([at % 255 + 1]) * (1 << 20))
+            os.write(done, b".")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        os.close(done)
+        assert os.read(orders, 1) == b".", "the container died before its file was written"
+        host = Host()
+        snapshot = Collector(host).collect(deep="always")
+        status = report.build(snapshot, trends.History(), everything=True)
+        return {
+            "report": report.as_object(status, "guest")["status"],
+            "memory": meminfo.parse(host.read("/proc/meminfo")),
+            "swap_usage_bytes": int((place / "memory.swap.current").read_text()),
+            "shmem_bytes": next(
+                int(line.split()[1])
+                for line in (place / "memory.stat").read_text().splitlines()
+                if line.startswith("shmem ")
+            ),
+        }
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        syscalls.umount(os.fsencode(mount))
+        for each in (place, place.parent, place.parent.parent):
+            each.rmdir()

@@ -1,72 +1,98 @@
 """A status that fits: the API server and everybody who watches reports pay for each byte of each node."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from nodemem.api.convert import wire
-from nodemem.node.status import ReportStatus
+from nodemem.node.status import ExposureStatus, OomKillStatus, ReportStatus
 
-STATUS_BYTES = 12 * 1024
-"""With metadata and managedFields, which take about 3 KiB, an object stays below 16 KiB."""
+AIM_BYTES = 7 * 1024
+"""For a node with nothing to tell: the lists of tmpfs and containers end where it is reached."""
+
+LIMIT_BYTES = 13 * 1024
+"""For findings. With metadata and managedFields, below 2 KiB, an object stays under 16 KiB."""
+
+T = TypeVar("T", ExposureStatus, OomKillStatus)
 
 _LEAST = 3
+_SHORT_MESSAGE = 160
 
 
-def bounded(status: ReportStatus, limit_bytes: int = STATUS_BYTES) -> dict[str, Any]:
-    """The status as the API server takes it, its lists cut at their ends until it fits, ``omitted`` counting the rest
-    (of the exposures ``summary.exposed``).
+def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
+    """The status as the API server takes it, its lists cut at their ends, where the least important entries are.
 
-    The entries at the end are the least important ones of their list. A list keeps its first ``_LEAST`` entries, except
-    that of the containers, which the metrics have as well.
+    ``omitted`` counts what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
     """
-    while True:
-        plain = wire(status)
-        size = encoded_bytes(plain)
-        if size <= limit_bytes:
-            return plain
-        smaller = _smaller(status, (size - limit_bytes) / size)
-        if smaller is None:
-            return plain
-        status = smaller
+    plain = wire(status)
+    for bound, smaller in ((aim_bytes, _less_context), (limit_bytes, _shorter_findings)):
+        status, plain = _fit(status, plain, bound, smaller)
+    return plain
 
 
 def encoded_bytes(plain: Any) -> int:
     return len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def _smaller(status: ReportStatus, excess: float) -> ReportStatus | None:
-    """A step: a part of the least important list that still has something to give."""
-    cut = {
-        "containers": (len(status.containers), 0),
-        "tmpfs": (len(status.tmpfs), _LEAST),
-        "oom_kills": (len(status.oom_kills or ()), 1),
-        "exposures": (len(status.exposures or ()), _LEAST),
-    }
+def _fit(
+    status: ReportStatus,
+    plain: dict[str, Any],
+    bound: int,
+    smaller: Callable[[ReportStatus, float], ReportStatus | None],
+) -> tuple[ReportStatus, dict[str, Any]]:
+    while (size := encoded_bytes(plain)) > bound:
+        step = smaller(status, 1 - bound / size)
+        if step is None:
+            break
+        status, plain = step, wire(step)
+    return status, plain
+
+
+def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
+    """A step: first the files of the lesser tmpfs, then the end of the longer one of the two lists."""
     if any(len(each.largest) > 1 for each in status.tmpfs[_LEAST:]):
+        lesser = tuple(replace(each, largest=each.largest[:1]) for each in status.tmpfs[_LEAST:])
+        return replace(status, tmpfs=(*status.tmpfs[:_LEAST], *lesser))
+    omitted, tmpfs, containers = status.omitted, len(status.tmpfs), len(status.containers)
+    if containers and containers >= tmpfs - _LEAST:
+        kept = _fewer(containers, excess)
+        omitted = replace(omitted, containers=omitted.containers + containers - kept)
+        return replace(status, containers=status.containers[:kept], omitted=omitted)
+    if tmpfs > _LEAST:
+        kept = max(_LEAST, _fewer(tmpfs, excess))
+        omitted = replace(omitted, tmpfs=omitted.tmpfs + tmpfs - kept)
+        return replace(status, tmpfs=status.tmpfs[:kept], omitted=omitted)
+    return None
+
+
+def _shorter_findings(status: ReportStatus, excess: float) -> ReportStatus | None:
+    """A step: long sentences of the lesser ones, then old kills, then exposures, at last the files in tmpfs."""
+    exposures, kills = status.exposures or (), status.oom_kills or ()
+    sentences = [*(each.message for each in exposures[_LEAST:]), *(each.message for each in kills[1:])]
+    if any(len(sentence) > _SHORT_MESSAGE for sentence in sentences):
         return replace(
             status,
-            tmpfs=(
-                *status.tmpfs[:_LEAST],
-                *(replace(each, largest=each.largest[:1]) for each in status.tmpfs[_LEAST:]),
-            ),
+            exposures=(*exposures[:_LEAST], *_shortened(exposures[_LEAST:])),
+            oom_kills=(*kills[:1], *_shortened(kills[1:])),
         )
-    # In turns by length, so that neither list takes all the room.
-    name = max(cut, key=lambda each: cut[each][0] - cut[each][1])
-    length, least = cut[name]
-    if length <= least:
-        return None
-    kept = max(least, min(length - 1, int(length * (1 - excess))))
-    gone = length - kept
-    omitted = status.omitted
-    if name == "containers":
-        return replace(
-            status,
-            containers=status.containers[:kept],
-            omitted=replace(omitted, containers=omitted.containers + gone),
-        )
-    if name == "tmpfs":
-        return replace(status, tmpfs=status.tmpfs[:kept], omitted=replace(omitted, tmpfs=omitted.tmpfs + gone))
-    if name == "exposures":
-        return replace(status, exposures=(status.exposures or ())[:kept])
-    return replace(status, oom_kills=(status.oom_kills or ())[:kept])
+    if len(kills) > 1:
+        return replace(status, oom_kills=kills[: max(1, _fewer(len(kills), excess))])
+    if len(exposures) > _LEAST:
+        return replace(status, exposures=exposures[: max(_LEAST, _fewer(len(exposures), excess))])
+    if any(each.largest for each in status.tmpfs):
+        return replace(status, tmpfs=tuple(replace(each, largest=()) for each in status.tmpfs))
+    return None
+
+
+def _fewer(length: int, excess: float) -> int:
+    return min(length - 1, int(length * (1 - excess)))
+
+
+def _shortened(found: Sequence[T]) -> list[T]:
+    return [
+        replace(each, message=f"{each.message[: _SHORT_MESSAGE - 3]}...")
+        if len(each.message) > _SHORT_MESSAGE
+        else each
+        for each in found
+    ]

@@ -4,15 +4,14 @@ The standard library alone, since the Kubernetes client costs 50 MB of memory on
 thread; a thread that watches has its own.
 """
 
-import http.client
 import json
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlencode
 
 from nodemem import __version__
 from nodemem.agent.config import ConfigError, Server
+from nodemem.agent.http import Connection, Response, quoted
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
@@ -86,7 +85,7 @@ class Client:
         self._server = server
         self._answer_seconds = answer_seconds
         self._counted = counted
-        self._connection: http.client.HTTPSConnection | None = None
+        self._connection: Connection | None = None
 
     def close(self) -> None:
         if self._connection is not None:
@@ -115,16 +114,11 @@ class Client:
     ) -> Any:
         """The decoded answer. ``hook`` sees every JSON object while it is decoded, inner ones first, and may return
         something smaller: a list of pods is then never in memory as a whole. Raises ApiError."""
-        response = self._answer(method, path, body, query, kind)
-        try:
-            data = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise Unreachable(0, _words(error)) from error
+        data = self._read(self._answer(method, path, body, query, kind))
         try:
             return json.loads(data, object_hook=hook) if data else None
         except ValueError as error:
-            raise Busy(response.status, f"the answer is no JSON: {error}") from error
+            raise Busy(200, f"the answer is no JSON: {error}") from error
 
     def watch(
         self, path: str, query: dict[str, str], *, silence_seconds: float, hook: Callable[[dict[str, Any]], Any]
@@ -133,15 +127,14 @@ class Client:
         not even a bookmark, came for ``silence_seconds``."""
         response = self._answer("GET", path, None, {**query, "watch": "true"}, "application/json", "WATCH")
         assert self._connection is not None
-        if self._connection.sock is not None:
-            self._connection.sock.settimeout(silence_seconds)
+        self._connection.set_timeout(silence_seconds)
         try:
-            while line := response.readline():
+            for line in response.lines():
                 event = json.loads(line, object_hook=hook)
                 if event["type"] == "ERROR":
                     raise _error(int(event["object"].get("code", 500)), event["object"], None)
                 yield event["type"], event["object"]
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise Unreachable(0, _words(error)) from error
         except (ValueError, KeyError, TypeError) as error:
             raise Busy(200, f"a watch event that is none: {error!r}") from error
@@ -150,26 +143,23 @@ class Client:
 
     def _answer(
         self, method: str, path: str, body: Any, query: dict[str, str] | None, kind: str, verb: str | None = None
-    ) -> http.client.HTTPResponse:
+    ) -> Response:
         verb = verb or method
-        url = f"{self._server.prefix}{path}" + (f"?{urlencode(query)}" if query else "")
+        words = "&".join(f"{name}={quoted(value)}" for name, value in (query or {}).items())
+        url = f"{self._server.prefix}{path}" + (f"?{words}" if words else "")
         data = None if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         for again in (True, False):
             response = self._send(verb, method, url, data, kind)
             self._counted(verb, response.status)
             if response.status < 400:
                 return response
-            try:
-                text = response.read()
-            except (OSError, http.client.HTTPException) as error:
-                self.close()
-                raise Unreachable(0, _words(error)) from error
+            text = self._read(response)
             if response.status == 401 and again and self._server.token.expire():
                 continue
-            raise _error(response.status, _status(text), response.getheader("Retry-After"))
+            raise _error(response.status, _status(text), response.headers.get("retry-after"))
         raise AssertionError("not reached")
 
-    def _send(self, verb: str, method: str, url: str, data: bytes | None, kind: str) -> http.client.HTTPResponse:
+    def _send(self, verb: str, method: str, url: str, data: bytes | None, kind: str) -> Response:
         headers = {"Accept": "application/json", "User-Agent": f"nodemem-agent/{__version__}"}
         if data is not None:
             headers["Content-Type"] = kind
@@ -179,9 +169,8 @@ class Client:
                 if (token := self._server.token.header()) is not None:
                     headers["Authorization"] = token
                 connection = self._connection = self._connection or self._connect()
-                connection.request(method, url, data, headers)
-                return connection.getresponse()
-            except (OSError, http.client.HTTPException, ConfigError) as error:
+                return connection.request(method, url, headers, data)
+            except (OSError, ConfigError) as error:
                 self.close()
                 # A kept connection may have been closed by the server meanwhile, which only shows when it is used.
                 # Everything sent here may be sent twice.
@@ -190,14 +179,25 @@ class Client:
                 self._counted(verb, 0)
                 raise Unreachable(0, _words(error)) from error
 
-    def _connect(self) -> http.client.HTTPSConnection:
+    def _connect(self) -> Connection:
         server = self._server
-        connection = http.client.HTTPSConnection(
-            server.host, server.port, timeout=CONNECT_SECONDS, context=server.tls()
+        return Connection(
+            server.host,
+            server.port,
+            server.tls(),
+            connect_seconds=CONNECT_SECONDS,
+            answer_seconds=self._answer_seconds,
         )
-        connection.connect()
-        connection.sock.settimeout(self._answer_seconds)
-        return connection
+
+    def _read(self, response: Response) -> bytes:
+        try:
+            data = response.read()
+        except OSError as error:
+            self.close()
+            raise Unreachable(0, _words(error)) from error
+        if response.headers.get("connection", "").lower() == "close":
+            self.close()
+        return data
 
 
 def _status(text: bytes) -> dict[str, Any]:

@@ -3,20 +3,20 @@
 What is read from files is read again when it changes: the kubelet rotates the token, the cluster its certificates.
 """
 
-import base64
-import binascii
 import json
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 TOKEN_SECONDS = 60.0
 """The kubelet replaces a token when 80 % of its life is over, at the earliest after 8 minutes."""
+
+_SERVER = re.compile(r"https://(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]?#]+)(?::(?P<port>\d{1,5}))?(?P<path>/[^\s?#]*)?")
 
 
 class ConfigError(ValueError):
@@ -47,10 +47,10 @@ class Token:
                 if self._text is None:
                     raise ConfigError(f"{self._path}: no token to authenticate with: {error}") from error
             else:
-                if text:
+                if len(text.split()) == 1:
                     self._text = text
                 elif self._text is None:
-                    raise ConfigError(f"{self._path}: the token file is empty")
+                    raise ConfigError(f"{self._path}: expected a token, one word")
             self._read_at = self._clock()
         return None if self._text is None else f"Bearer {self._text}"
 
@@ -117,11 +117,10 @@ def from_kubeconfig(path: str) -> Server:
         context = _named(config, "contexts", config["current-context"])["context"]
         cluster = _named(config, "clusters", context["cluster"])["cluster"]
         user = _named(config, "users", context["user"])["user"]
-        url = urlsplit(cluster["server"])
-        port = url.port
+        url = _SERVER.fullmatch(cluster["server"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: expected a current-context with its cluster, server and user ({error})") from error
-    if url.scheme != "https" or not url.hostname:
+    if url is None:
         raise ConfigError(f"{path}: server is {cluster['server']!r}: expected https://HOST[:PORT]")
     for what, where in (("insecure-skip-tls-verify", cluster), ("proxy-url", cluster), ("exec", user)):
         if where.get(what):
@@ -137,9 +136,9 @@ def from_kubeconfig(path: str) -> Server:
         raise ConfigError(f"{path}: client-certificate and client-key only work together")
     ca_data = _pem(path, base, {**cluster, "certificate-authority": None}, "certificate-authority")
     server = Server(
-        url.hostname,
-        port or 443,
-        url.path.rstrip("/"),
+        url["host"].strip("[]"),
+        int(url["port"] or 443),
+        (url["path"] or "").rstrip("/"),
         Token(text=None if token_file else token, path=token_file),
         ca_file=None if ca_data else _beside(base, cluster.get("certificate-authority")),
         ca_data=None if ca_data is None else ca_data.decode("ascii", "replace"),
@@ -190,9 +189,11 @@ def _beside(base: str, path: str | None) -> str | None:
 def _pem(path: str, base: str, where: Mapping[str, Any], what: str) -> bytes | None:
     """``what``-data in base64, else the file that ``what`` names."""
     if data := where.get(f"{what}-data"):
+        import base64  # no pod needs it
+
         try:
             return base64.b64decode(data, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise ConfigError(f"{path}: {what}-data is not base64") from error
     file = _beside(base, where.get(what))
     if file is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from nodemem.cli.meminfo import kernel_memory
 from nodemem.cli.report import default_history, stored_history
 from nodemem.cli.text import binary_size
-from nodemem.kernel.host import RecordingHost
+from nodemem.kernel.capture import RecordingHost
 from nodemem.node.snapshot import Collector
 
 

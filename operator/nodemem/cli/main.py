@@ -11,7 +11,8 @@ import sys
 
 from nodemem import __version__
 from nodemem.cli import agent, capture, controller, crds, meminfo, oom, report, tmpfs
-from nodemem.kernel.host import CaptureError, Host, open_capture
+from nodemem.kernel.capture import CaptureError, open_capture
+from nodemem.kernel.host import Host
 
 
 def build_parser() -> argparse.ArgumentParser:

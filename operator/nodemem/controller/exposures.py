@@ -175,9 +175,11 @@ def changes(
     *,
     undecided: Collection[PodKey],
     keep_nodes: Collection[str],
+    unnamed: Collection[str],
     now: float,
 ) -> Iterator[Change]:
-    """What to write. Of ``keep_nodes`` not everything is known: nothing that they had is removed."""
+    """What to write. Of ``keep_nodes`` not everything is known: nothing that they had is removed. ``unnamed``: UIDs of
+    pods that are exposed, and whose names their agent has not learnt yet."""
     for key, want in wanted.items():
         have = actual.get(key)
         if have is None or have.owner_uid != want.pod_uid:
@@ -189,7 +191,7 @@ def changes(
             case "figures" if now - have.written >= FIGURES_SECONDS:
                 yield Change(key, have, want)
     for key, have in actual.items():
-        if key in wanted or key in undecided:
+        if key in wanted or key in undecided or have.owner_uid in unnamed:
             continue
         if have.status is not None and have.status.node_name in keep_nodes:
             continue

@@ -29,7 +29,7 @@ from nodemem.node.units import timestamp
 _log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.3
-POLICY_SECONDS = 60.0
+POLICY_SECONDS = 15.0
 """The count in an OomPolicy's status is written no more often."""
 
 OUTAGE_SECONDS = 60.0
@@ -281,7 +281,17 @@ class Reconciler:
         now: float,
     ) -> Iterator[Write]:
         planned = exposures.changes(
-            wanted, self._actual, undecided=undecided, keep_nodes=self._keep_nodes(now), now=now
+            wanted,
+            self._actual,
+            undecided=undecided,
+            keep_nodes=self._keep_nodes(now),
+            unnamed={
+                each.pod_uid
+                for record in self.tables.reports.values()
+                for each in record.exposures or ()
+                if each.pod_uid and not each.pod_name
+            },
+            now=now,
         )
         for change in planned:
             yield Write(("oomexposure", *change.key), partial(self._write_exposure, change))

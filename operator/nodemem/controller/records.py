@@ -52,7 +52,8 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
-    """``exposures`` None: the agent has not said; not the same as none. ``pressure``: its own ShmemPressure, if any."""
+    """``exposures`` None: the agent has not said; not the same as none. ``exposures_omitted``: found, but not listed for
+    want of room. ``pressure``: the agent's own ShmemPressure, if any."""
 
     uid: str
     version: str
@@ -96,13 +97,15 @@ def report(body: Mapping[str, Any]) -> ReportRecord:
     status = _mapping(body.get("status"))
     memory = _mapping(status.get("memory"))
     conditions = _conditions(status)
+    exposures = _exposures(status.get("exposures"))
+    counted = _integer(_mapping(status.get("summary")).get("exposed")) or 0
     return ReportRecord(
         uid=uid,
         version=version,
         observed_at=_text(status.get("observedAt")),
         figures=Figures(*(_integer(memory.get(name)) for name in ("totalBytes", "availableBytes", "shmemBytes"))),
-        exposures=_exposures(status.get("exposures")),
-        exposures_omitted=_integer(_mapping(status.get("omitted")).get("exposures")) or 0,
+        exposures=exposures,
+        exposures_omitted=max(0, counted - len(exposures or ())),
         stale=conditions.get(STALE),
         pressure=mark.status if (mark := conditions.get(SHMEM_PRESSURE)) else None,
     )

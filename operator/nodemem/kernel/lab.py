@@ -510,9 +510,7 @@ class Lab:
         """After ``drive``: what the kernel did, by its own account."""
         self._settle()
         stopped = {self._grower.pid} if self._stalled else set()
-        by_signal = [
-            each.pid for each in self._running if each.code == -signal.SIGKILL and each.pid not in stopped
-        ]
+        by_signal = [each.pid for each in self._running if each.code == -signal.SIGKILL and each.pid not in stopped]
         exits = [pid for pid in self._exits if pid in by_signal]
         logged = self._log.kills() if self._log is not None else []
         if self.plan.limit_bytes is not None:

@@ -40,6 +40,8 @@ TMPFS_LISTED = 20
 CONTAINERS_LISTED = 40
 LARGEST_LISTED = 5
 WRITERS_LISTED = 5
+OBSERVED_AT_LEAST_BYTES = 1 << 20
+"""The growth of a tmpfs that holds less is not followed: each secret and token of a pod is one, hundreds on a node."""
 
 
 class PodName(NamedTuple):
@@ -75,9 +77,9 @@ def observe(history: trends.History, snapshot: Snapshot, time: float | None = No
     if (available := snapshot.memory.partition.available_bytes) is not None:
         figures.append(("available", available))
     figures += [
-        (f"tmpfs {device}", each.used_bytes)
+        (f"tmpfs {device}", each.used_bytes or 0)
         for device, each in snapshot.mounts.superblocks.items()
-        if each.used_bytes is not None
+        if (each.used_bytes or 0) >= OBSERVED_AT_LEAST_BYTES
     ]
     history.observe(snapshot.observed_at if time is None else time, figures)
 
