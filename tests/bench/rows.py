@@ -58,11 +58,11 @@ def memory_cgroups(host: Host) -> Scan:
 
 
 def snapshot(host: Host) -> Scan:
-    """All that the yardstick reads, and what is made of it: processes, tmpfs, containers, owners, partition."""
-    from nodemem.node.snapshot import Collector
+    """As the agent: all that the yardstick reads, and what is made of it (owners, partition, Shmem by source)."""
+    from nodemem.node.snapshot import Collector, Thrift
 
-    collector = Collector(host)
-    return lambda: collector.collect(full=False, deep="never", inspect=0, writers_of=0)
+    collector = Collector(host, Thrift())
+    return lambda: collector.collect(full=False)
 
 
 def snapshot_deep(host: Host) -> Scan:

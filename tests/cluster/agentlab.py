@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+import selectors
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.controlplane import ApiError, ControlPlane
+from nodemem.agent.changes import Cadence
 
 T = TypeVar("T")
 REPORTS = "/apis/nodemem.io/v1alpha1/memoryreports"
@@ -106,16 +110,24 @@ def report_of(cluster: ControlPlane, node: str) -> dict[str, Any] | None:
 
 
 class RunningAgent:
-    """``python -m nodemem.agent`` for a node. ``log`` is what it said so far, as JSON objects."""
+    """``python -m nodemem.agent`` for a node, with another ``cadence`` if one is given (cluster.fast_agent)."""
 
-    def __init__(self, node: str, kubeconfig: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        node: str,
+        kubeconfig: Path,
+        *options: str,
+        cadence: Cadence | None = None,
+    ) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self.port = _free_port()
-        command = [sys.executable, "-m", "nodemem.agent", f"--node-name={node}", f"--listen=127.0.0.1:{self.port}"]
-        if str(kubeconfig) != ".":
-            command.append(f"--kubeconfig={kubeconfig}")
+        module = "nodemem.agent" if cadence is None else "cluster.fast_agent"
+        command = [sys.executable, "-m", module, f"--node-name={node}", f"--listen=127.0.0.1:{self.port}"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        if cadence is not None:
+            environment["CADENCE"] = f"{cadence.heartbeat_seconds} {cadence.apart_seconds}"
         self.process = subprocess.Popen(
-            [*command, *options], stderr=self._log, env={**os.environ, **(environment or {})}
+            [*command, f"--kubeconfig={kubeconfig}", *options], stderr=self._log, env=environment
         )
 
     @property
@@ -154,26 +166,132 @@ class RunningAgent:
                 return int(line.split()[1]) * 1024
         raise LookupError(field)
 
+    def writes(self) -> float:
+        """Of the report's status, by the agent's own count."""
+        lines = self.get("/metrics")[1].splitlines()
+        return sum(float(each.rpartition(" ")[2]) for each in lines if each.startswith("nodemem_agent_report_writes_"))
+
+    def scans(self) -> float:
+        return self.metric('nodemem_agent_scan_seconds_count{scan="full"}') or 0
+
     def close(self) -> None:
         if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.process.wait()
         self._log.close()
 
 
 @contextlib.contextmanager
-def running_agent(
-    node: str, kubeconfig: Path, *options: str, environment: dict[str, str] | None = None
-) -> Iterator[RunningAgent]:
-    agent = RunningAgent(node, kubeconfig, *options, environment=environment)
+def running_agent(node: str, kubeconfig: Path, *options: str, cadence: Cadence | None = None) -> Iterator[RunningAgent]:
+    agent = RunningAgent(node, kubeconfig, *options, cadence=cadence)
     try:
         yield agent
+    except BaseException as error:
+        error.add_note(f"the agent said:\n{agent.text()[-4000:]}")
+        raise
     finally:
         agent.close()
 
 
 class Proxy:
-    """A TCP proxy in front of the API server, to cut what goes through it. TLS goes end to end."""
+    """A TCP proxy in front of the API server; TLS goes through it end to end."""
+
+    def __init__(self, cluster: ControlPlane) -> None:
+        self._target = ("127.0.0.1", int(cluster.url.rpartition(":")[2]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._stop, self._cut, self._stalled = threading.Event(), threading.Event(), threading.Event()
+        self.accepted = 0
+        self._thread = threading.Thread(target=self._run)
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def cut(self) -> None:
+        """Close every connection, as a load balancer does that restarts."""
+        self._cut.set()
+        until(lambda: not self._cut.is_set(), "the cut")
+
+    def stall(self) -> None:
+        """From now on nothing comes through, and nobody is told."""
+        self._stalled.set()
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._drop()
+        self._selector.close()
+        self._listener.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if self._cut.is_set():
+                self._drop()
+                self._cut.clear()
+            if self._stalled.is_set():
+                self._stop.wait(0.02)
+                continue
+            for key, _ in self._selector.select(0.02):
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)
+                if ready is self._listener:
+                    self._accept()
+                elif ready in self._pairs:
+                    self._pump(ready)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        self.accepted += 1
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:
+            client.close()
+            return
+        for one, other in ((client, server), (server, client)):
+            self._pairs[one] = other
+            self._selector.register(one, selectors.EVENT_READ)
+
+    def _pump(self, ready: socket.socket) -> None:
+        other = self._pairs[ready]
+        try:
+            data = ready.recv(65536)
+            if data:
+                other.sendall(data)
+                return
+        except OSError:
+            pass
+        self._close(ready)
+
+    def _close(self, one: socket.socket) -> None:
+        other = self._pairs[one]
+        for each in (one, other):
+            self._pairs.pop(each, None)
+            self._selector.unregister(each)
+            each.close()
+
+    def _drop(self) -> None:
+        while self._pairs:
+            self._close(next(iter(self._pairs)))
+
+
+def kubeconfig(cluster: ControlPlane, *, server: str | None = None, name: str = "agent", **user: str) -> Path:
+    """A kubeconfig for the administrator, or for another ``user`` (its fields), through another ``server``."""
+    config = json.loads(cluster.kubeconfig.read_text())
+    if server is not None:
+        config["clusters"][0]["cluster"]["server"] = server
+    if user:
+        config["users"][0]["user"] = user
+    path = cluster.directory / f"{name}.kubeconfig"
+    path.write_text(json.dumps(config))
+    return path
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import yaml
 
 from cluster.controlplane import ApiError, ControlPlane
@@ -84,8 +85,8 @@ class Controller:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-m",
-                    "nodemem.cli.main",
+                    "-c",
+                    "import sys; from nodemem.cli.main import main; sys.exit(main())",
                     "controller",
                     f"--kubeconfig={kubeconfig}",
                     f"--namespace={NAMESPACE}",
@@ -121,13 +122,20 @@ class Controller:
         return self._log.read_bytes()[self._from :].decode(errors="replace")
 
     def get(self, path: str) -> tuple[int, str]:
-        port = until(lambda: re.search(r"health and metrics on port (\d+)", self.log()), "no port", log=self.log)[1]
+        until(lambda: self.process.poll() is not None or self._port(), "no port", log=self.log)
+        port = self._port()
+        if port is None:
+            pytest.fail(f"the controller ended with {self.process.poll()}:\n{self.log()[-4000:]}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+
+    def _port(self) -> str | None:
+        found = re.search(r"health and metrics on port (\d+)", self.log())
+        return found and found[1]
 
     def metric(self, name: str) -> float:
         found = re.search(rf"^nodemem_controller_{re.escape(name)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)

@@ -9,6 +9,7 @@ MOVED_SHARE = 0.05
 MOVED_BYTES = 64 << 20
 HEARTBEAT_SECONDS = 300.0
 APART_SECONDS = 30.0
+_MOST_DOUBLINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,14 @@ def why_write(last: Written | None, status: ReportStatus, now: float, cadence: C
 
 
 def written(last: Written | None, status: ReportStatus, now: float, why: str, chance: float) -> Written:
+    """Each heartbeat at which figures have rested takes back one doubling."""
     restless = 0
-    if why == "moved":
-        restless = min((last.restless if last else 0) + 1, 16)
-    elif why == "finding" and last is not None:
+    if last is not None and last.status is not None:
         restless = last.restless
+        if why == "moved":
+            restless = min(restless + 1, _MOST_DOUBLINGS)
+        elif why == "heartbeat" and restless and not moved(last.status, status):
+            restless -= 1
     return Written(status, now, restless, chance)
 
 

@@ -3,6 +3,7 @@
 What is read from files is read again when it changes: the kubelet rotates the token, the cluster its certificates.
 """
 
+import importlib
 import json
 import os
 import re
@@ -163,7 +164,8 @@ def _load(path: str) -> Any:
     except ValueError:
         pass
     try:
-        import yaml  # only for people: a pod has no kubeconfig, and the agent's image no PyYAML
+        # Only for people: a pod has no kubeconfig, and the agent's image no PyYAML. By name, as it is no dependency.
+        yaml = importlib.import_module("yaml")
     except ImportError as error:
         raise ConfigError(
             f"{path}: not JSON, and PyYAML is not installed; write it with: kubectl config view --raw -o json"

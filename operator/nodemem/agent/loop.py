@@ -178,6 +178,7 @@ class Agent:
         self._pods.set_capacity(snapshot.memory.partition.total_bytes)
         report.observe(self._history, snapshot, self._clock())
         names = self._pods.names
+        self._counters.pods = len(self._pods) if self._pod_watch.synced.is_set() else None
         self._poll_kills()
         self._status = report.build(
             snapshot,

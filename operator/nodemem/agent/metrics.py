@@ -59,6 +59,7 @@ class Counters:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     kills: Mapping[str, int] = field(default_factory=dict)
     lost_log_records: int = 0
+    pods: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def request(self, verb: str, status: int) -> None:
@@ -224,6 +225,8 @@ def _agent(out: _Text, counters: Counters) -> None:
     out.sample("nodemem_agent_report_written_timestamp_seconds", counters.written_at)
     out.family("nodemem_agent_report_status_bytes", "gauge", "Size of the status last written, as JSON.", "bytes")
     out.sample("nodemem_agent_report_status_bytes", counters.report_bytes)
+    out.family("nodemem_agent_pods", "gauge", "Pods of this node that the watch knows.")
+    out.sample("nodemem_agent_pods", counters.pods)
     out.family("nodemem_agent_api_requests", "counter", "Requests to the API server, by class of status.")
     for (verb, status), count in sorted(requests.items()):
         out.sample("nodemem_agent_api_requests_total", count, verb=verb, status=status)

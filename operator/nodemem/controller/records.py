@@ -52,8 +52,8 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
-    """``exposures`` None: the agent has not said; not the same as none. ``exposures_omitted``: found, but not listed for
-    want of room. ``pressure``: the agent's own ShmemPressure, if any."""
+    """``exposures`` None: the agent has not said; not the same as none. ``exposures_omitted``: found, but there was no
+    room to list them. ``pressure``: the agent's own ShmemPressure, if any."""
 
     uid: str
     version: str

@@ -257,6 +257,8 @@ class MountTable:
                 group.mounts.append(point)
         for device, group in groups.items():
             old = before.get(device)
+            if old is not None and old.mounts == group.mounts:
+                group.mounts = old.mounts  # the same list as before says: nothing changed here
             if old is not None and (old.source, old.options) == (group.source, group.options):
                 group.below = old.below
                 if old.usual in group.mounts:

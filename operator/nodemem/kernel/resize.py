@@ -157,7 +157,8 @@ def resize(
 
     A limit is never lowered below what is in use plus ``headroom_percent`` of that; raising one is always right, and
     one that is as asked already is left alone. ``method`` forces one (default: fspick, else mount). ``refuse`` may say
-    a sentence why not. ``protect_namespace`` refuses what is mounted in that mount namespace, such as the caller's own.
+    a sentence why not. ``protect_namespace`` refuses what is mounted as a whole in that mount namespace, such as the
+    caller's own.
 
     Needs CAP_SYS_ADMIN and CAP_SYS_PTRACE; for ``mount`` and for a covered tmpfs CAP_SYS_CHROOT. Raises Refused, InUse
     or Failed, and ValueError when called with nothing to set or a negative headroom.
@@ -203,7 +204,8 @@ def _refuse_kind(superblock: Superblock) -> None:
         )
     if kind != "tmpfs":
         raise Refused(Reason.NOT_TMPFS, f"{name} is {kind}, not tmpfs: only the size of a tmpfs can be set")
-    if any(point.path.removesuffix("//deleted") == "/sys/fs/cgroup" for point in superblock.mounts):
+    at_cgroups = any(point.path == "/sys/fs/cgroup" for point in superblock.mounts)
+    if at_cgroups and (superblock.used_bytes or 0) < _MIB:  # with data in it, it is a volume that a container put there
         raise Refused(
             Reason.CGROUP_ROOT,
             f"{name} holds the mount points of the cgroup hierarchies and no data; there is nothing to limit",
@@ -213,7 +215,8 @@ def _refuse_kind(superblock: Superblock) -> None:
 def _refuse_place(superblock: Superblock, protect_namespace: int | None) -> None:
     if protect_namespace is None:
         return
-    own = next((point for point in superblock.mounts if point.namespace == protect_namespace), None)
+    # Only what is mounted there as a whole: runtimes bind single files of the host's /run into every container.
+    own = next((p for p in superblock.mounts if p.namespace == protect_namespace and p.root == "/"), None)
     if own is not None:
         raise Refused(
             Reason.OWN_NAMESPACE,
@@ -260,16 +263,16 @@ class _Wish:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """An open, checked place: ``mountinfo`` shows it, ``remount(flags, options)`` is mount(2) with MS_REMOUNT on it.
-
-    ``mount`` is its line; ``fd`` pins it, so neither its mount id nor its device number can become another's.
+    """An open, checked place: ``mountinfo`` shows it, ``remount(flags, options)`` is mount(2) on it, and without flags
+    only goes there. ``mount`` is its line; ``fd`` pins it, so that neither its mount id nor its device number can
+    become another's.
     """
 
     name: str
     fd: int
     mount: Mount
     mountinfo: Callable[[], bytes]
-    remount: Callable[[int, bytes], None]
+    remount: Callable[[int | None, bytes], None]
 
 
 def _resize_open(host: Host, superblock: Superblock, wish: _Wish) -> Resized:
@@ -285,15 +288,16 @@ def _resize_open(host: Host, superblock: Superblock, wish: _Wish) -> Resized:
         proc = os.open(host.proc, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mountinfo = partial(host.read, f"{host.proc}/{pid}/mountinfo")
         mount = _line(mountinfo(), _mount_id(proc, fd))
-        point = _same_mount(superblock, mount)
+        point = _same_mount(superblock, mount, copied=False)
         if mount is None or point is None:
             raise Failed(Reason.GONE, f"{name}: another mount is there since it was looked at; look again")
 
-        def remount(flags: int, options: bytes) -> None:
+        def remount(flags: int | None, options: bytes) -> None:
             def inside() -> None:
                 os.fchdir(fd)
                 syscalls.unshare(syscalls.CLONE_NEWNS)  # the working directory moves to the copy
-                syscalls.mount(b"none", b".", b"tmpfs", flags, options)
+                if flags is not None:
+                    syscalls.mount(b"none", b".", b"tmpfs", flags, options)
 
             in_namespaces(pid, ("mnt",), inside, proc=host.proc, inodes={"mnt": point.namespace})
 
@@ -314,18 +318,16 @@ def _resize_covered(host: Host, superblock: Superblock, wish: _Wish) -> Resized:
         raise Failed(Reason.UNREACHABLE, f"{name} can't be reached: {why}")
     proc = os.open(host.proc, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def remount(fd: int, flags: int, options: bytes) -> None:
+    def remount(fd: int, flags: int | None, options: bytes) -> None:
         os.fchdir(fd)
-        syscalls.mount(b"none", b".", b"tmpfs", flags, options)
+        if flags is not None:
+            syscalls.mount(b"none", b".", b"tmpfs", flags, options)
 
     def act(fd: int) -> dict[str, Any]:
         mountinfo = partial(_read_at, proc, "self/mountinfo")
         mount = _line(mountinfo(), _mount_id(proc, fd))
-        if (
-            mount is None
-            or (mount.device, mount.fstype, mount.source) != (superblock.device, "tmpfs", superblock.source)
-            or syscalls.fd_magic(fd) != syscalls.TMPFS_MAGIC
-        ):
+        same = _same_mount(superblock, mount, copied=True) is not None
+        if mount is None or not same or syscalls.fd_magic(fd) != syscalls.TMPFS_MAGIC:
             raise OSError(errno.ESTALE, "another file system is mounted there")
         try:
             return _pack(_act(_Target(name, fd, mount, mountinfo, partial(remount, fd)), superblock, wish))
@@ -367,21 +369,18 @@ def _line(mountinfo: bytes, mount_id: int) -> Mount | None:
     return next((mount for mount in parse_mountinfo(mountinfo) if mount.mount_id == mount_id), None)
 
 
-def _same_mount(superblock: Superblock, mount: Mount | None) -> MountPoint | None:
-    """The scanned mount that a line of mountinfo is, if it is one. Limits may have changed in between, as may ro/rw.
+def _same_mount(superblock: Superblock, mount: Mount | None, *, copied: bool) -> MountPoint | None:
+    """The scanned mount that a line of mountinfo is (or is a copy of, with an id of its own), if it is one.
 
-    Device numbers and mount ids are given out again after an unmount, so what can't change while mounted counts too.
+    Limits may have changed in between, and ro/rw. But device numbers and mount ids are given out again after an
+    unmount, to the next mount made: so what can't change while mounted has to be the same, too.
     """
-    if mount is None or (mount.device, mount.fstype, mount.source) != (
-        superblock.device,
-        superblock.fstype,
-        superblock.source,
-    ):
+    if mount is None or _lasting(mount.super_options) != _lasting(superblock.options):
         return None
-    if _lasting(mount.super_options) != _lasting(superblock.options):
+    if (mount.device, mount.fstype, mount.source) != (superblock.device, superblock.fstype, superblock.source):
         return None
     for point in superblock.mounts:
-        if (point.mount_id, point.path, point.root) == (mount.mount_id, mount.path, mount.root):
+        if (point.path, point.root) == (mount.path, mount.root) and (copied or point.mount_id == mount.mount_id):
             return point
     return None
 
@@ -409,13 +408,12 @@ def _act(target: _Target, superblock: Superblock, wish: _Wish) -> Resized:
 
 
 def _check_limited(target: _Target, before: FilesystemUsage, size: int | None, inodes: int | None) -> None:
-    for wanted, limit, what in ((size, before.size_bytes, "size"), (inodes, before.inodes, "inode")):
+    for wanted, limit, option in ((size, before.size_bytes, "size"), (inodes, before.inodes, "nr_inodes")):
         if wanted is not None and limit == 0:
-            option = "size" if what == "size" else "nr_inodes"
             raise Refused(
                 Reason.UNLIMITED,
-                f"{target.name} was mounted without a {what} limit ({option}=0), and the kernel can't set one on it "
-                f"any more; unmount it and mount it anew with {option}=",
+                f"{target.name} was mounted without a limit ({option}=0), and the kernel can't set one on it any "
+                f"more; unmount it and mount it anew with {option}={wanted}",
             )
 
 
@@ -453,16 +451,17 @@ def _options(size: int | None, inodes: int | None) -> list[tuple[str, str]]:
 
 
 def _method(target: _Target, wish: _Wish) -> Method:
-    """Which one a real run would take: fspick alone changes nothing."""
-    if wish.method is not None:
-        return wish.method
-    try:
-        os.close(syscalls.fspick(target.fd))
-    except OSError as error:
-        if error.errno not in _NO_FSPICK:
-            raise
-        return "mount"
-    return "fspick"
+    """Which one a real run would take, tried as far as nothing is changed."""
+    if wish.method != "mount":
+        try:
+            os.close(syscalls.fspick(target.fd))
+        except OSError as error:
+            if wish.method == "fspick" or error.errno not in _NO_FSPICK:
+                raise
+        else:
+            return "fspick"
+    target.remount(None, b"")
+    return "mount"
 
 
 def _apply(target: _Target, size: int | None, inodes: int | None, wish: _Wish) -> Method:

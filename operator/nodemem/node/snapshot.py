@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mounts import MountScan, MountTable, Superblock
+from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock
 from nodemem.kernel.procfs import Process, ProcessScan, ProcessTable
 from nodemem.kernel.shmem import Breakdown, Deep, Writer
 from nodemem.kernel.tmpfs import Inspection
 from nodemem.node import owners
 from nodemem.node.owners import ContainerRef, Owner, TmpfsOwner
+
+CGROUP_ROTATION = 5
 
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
@@ -135,6 +137,10 @@ class Collector:
         self._mounts = MountTable(host)
         self._hierarchy = cgroups.discover(host)
         self._layout: meminfo.Layout | None = None
+        self._probe: oom.Probe | None = None
+        self._cgroups: dict[str, MemoryCgroup] = {}
+        self._owned: tuple[dict[int, set[Owner]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
+        self._scans = 0
 
     def collect(
         self,
@@ -160,6 +166,8 @@ class Collector:
         mounts = self._mounts.scan(scan.mount_namespaces())
         progress("cgroups")
         containers = self._containers(paths)
+        self._cgroups = {each.path: each.cgroup for each in containers.values() if each.cgroup is not None}
+        self._scans += 1
         found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
         inspections = {device: each.inspection for device, each in found.items()}
         progress("shared memory")
@@ -172,14 +180,9 @@ class Collector:
             for pid, process in scan.processes.items()
         }
         host_namespace = self._host_namespace(scan)
-        tmpfs_owners = _tmpfs_owners(scan, mounts, process_owners, host_namespace)
+        tmpfs_owners = self._tmpfs_owners(scan, mounts, process_owners, host_namespace)
         facts = self.facts()
-        total = memory.partition
-        probe = oom.probe(
-            host,
-            oom.tasks_from(scan.processes.values(), host.page_size),
-            oom.global_totalpages(total.total_bytes, total.swap_total_bytes, host.page_size),
-        )
+        probe = self._probed(scan, memory.partition)
         return Snapshot(
             observed_at=now,
             page_size=host.page_size,
@@ -332,6 +335,16 @@ class Collector:
             measured_at=now,
         )
 
+    def _probed(self, scan: ProcessScan, total: meminfo.Partition) -> oom.Probe:
+        """Asked until there is an answer: a running kernel keeps its generation."""
+        if self._probe is None or self._probe.generation is oom.Generation.UNKNOWN:
+            self._probe = oom.probe(
+                self._host,
+                oom.tasks_from(scan.processes.values(), self._host.page_size),
+                oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size),
+            )
+        return self._probe
+
     def _containers(self, paths: Mapping[int, str | None]) -> dict[str, Container]:
         """Found by walking the hierarchy, so that containers without processes are there too; else by processes."""
         root = self._hierarchy.root
@@ -341,7 +354,9 @@ class Collector:
             ref = owners.parse_cgroup(path, root)
             return isinstance(ref, ContainerRef) and ref.container_id in found and found[ref.container_id][1] != path
 
-        for path in self._hierarchy.walk(prune=inside_known):
+        # With thrift a walk each few scans does: a new container is known by its processes before.
+        walked = self._thrift is None or self._scans % CGROUP_ROTATION == 0
+        for path in self._hierarchy.walk(prune=inside_known) if walked else self._cgroups:
             ref = owners.parse_cgroup(path, root)
             if isinstance(ref, ContainerRef):
                 found.setdefault(ref.container_id, (ref, path))
@@ -352,8 +367,8 @@ class Collector:
                 found.setdefault(ref.container_id, (ref, process_path or ""))
                 pids.setdefault(ref.container_id, []).append(pid)
         return {
-            container_id: Container(ref, path, self._read_cgroup(path), tuple(pids.get(container_id, ())))
-            for container_id, (ref, path) in found.items()
+            container_id: Container(ref, path, self._read_cgroup(number, path), tuple(pids.get(container_id, ())))
+            for number, (container_id, (ref, path)) in enumerate(found.items())
         }
 
     def _cgroup_paths(self, scan: ProcessScan) -> dict[int, str | None]:
@@ -367,13 +382,40 @@ class Collector:
             paths[pid] = None if shown is None else known[shown]
         return paths
 
-    def _read_cgroup(self, path: str) -> MemoryCgroup | None:
+    def _read_cgroup(self, number: int, path: str) -> MemoryCgroup | None:
+        """With thrift, limits and events of a container that stays are as old as ``CGROUP_ROTATION`` scans at most."""
         if self._hierarchy.memory_version is None:
             return None
+        known = self._cgroups.get(path) if self._thrift is not None else None
         try:
+            if known is not None and number % CGROUP_ROTATION != self._scans % CGROUP_ROTATION:
+                return _updated(known, self._hierarchy.read(path, cheap=True))
             return self._hierarchy.read(path)
         except FileNotFoundError:
             return None
+
+    def _tmpfs_owners(
+        self,
+        scan: ProcessScan,
+        mounts: MountScan,
+        process_owners: Mapping[int, Owner | None],
+        host_namespace: int | None,
+    ) -> dict[str, TmpfsOwner]:
+        """Decided anew where a tmpfs is mounted elsewhere than before (a new list is made then), or processes moved."""
+        by_namespace: dict[int, set[Owner]] = {}
+        for namespace, pids in scan.mount_namespaces().items():
+            by_namespace[namespace] = {owner for pid in pids if (owner := process_owners.get(pid)) is not None}
+        namespaces_before, before = self._owned
+        if by_namespace != namespaces_before:
+            before = {}
+        now: dict[str, tuple[list[MountPoint], TmpfsOwner]] = {}
+        for device, superblock in mounts.superblocks.items():
+            known = before.get(device)
+            if known is None or known[0] is not superblock.mounts:
+                known = (superblock.mounts, owners.classify(superblock, by_namespace, host_namespace))
+            now[device] = known
+        self._owned = (by_namespace, now)
+        return {device: owner for device, (_, owner) in now.items()}
 
     def _host_namespace(self, scan: ProcessScan) -> int | None:
         """The mount namespace of init; of this process, where init's can't be read."""
@@ -416,21 +458,6 @@ class Collector:
             oom_kill_allocating_task=None if allocating is None else allocating != 0,
             swappiness=number("sys/vm/swappiness"),
         )
-
-
-def _tmpfs_owners(
-    scan: ProcessScan,
-    mounts: MountScan,
-    process_owners: Mapping[int, Owner | None],
-    host_namespace: int | None,
-) -> dict[str, TmpfsOwner]:
-    by_namespace: dict[int, set[Owner]] = {}
-    for namespace, pids in scan.mount_namespaces().items():
-        by_namespace[namespace] = {owner for pid in pids if (owner := process_owners.get(pid)) is not None}
-    return {
-        device: owners.classify(superblock, by_namespace, host_namespace)
-        for device, superblock in mounts.superblocks.items()
-    }
 
 
 def _used(mounts: MountScan) -> dict[str, int]:

@@ -131,7 +131,7 @@ _NOTHING = Resolution((), (), (), ())
 
 @dataclass(frozen=True, slots=True)
 class NodeLimits:
-    """The outcome for a node.
+    """The outcome for a node. ``selected``: the policies whose selector selects it, also those being deleted.
 
     ``limits``, sorted by mount point, each at most once: what spec.tmpfsLimits is to become; None where nothing is
     known of the node's mounts: leave it as it is. ``gone``: mount points in ``held`` that are no more. ``undecided``:
@@ -194,8 +194,8 @@ class Limiter:
     """
 
     def __init__(self, policies: Iterable[Policy]) -> None:
-        self._policies = tuple(sorted((each for each in policies if not each.deleting), key=lambda each: each.name))
-        self._rules = {each.name: _rules(each) for each in self._policies}
+        self._policies = tuple(sorted(policies, key=lambda each: each.name))
+        self._rules = {each.name: () if each.deleting else _rules(each) for each in self._policies}
         self._node_keys = keys(each.spec.node_selector for each in self._policies)
         self._groups: dict[tuple[str | None, ...], _Group] = {}
         self._same: dict[tuple[str, ...], _Group] = {}
@@ -223,10 +223,6 @@ class Limiter:
         group = self.group(node.labels)
         if node.mounts is None:
             return NodeLimits(node.name, group.names, None)
-        if not group.names:
-            gone = frozenset(each.mount_point for each in node.held) if node.complete else frozenset()
-            present = {each.mount_point for each in node.mounts}
-            return NodeLimits(node.name, (), (), gone=gone - present)
         return _limits(group, node)
 
 

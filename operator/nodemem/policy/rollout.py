@@ -19,12 +19,14 @@ agent has not answered yet, or one taken back that it has not restored yet. The 
 Cost: O(limits of all nodes), sorted by node.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from nodemem.api.types import Rollout, TmpfsLimit
+from nodemem.api.types import LimitMode, Rollout, TmpfsLimit
 from nodemem.node.status import LimitStatus
+from nodemem.policy.limits import MOST_LIMITS
+from nodemem.policy.words import some
 
 Standing = Literal["InSync", "Audit", "Deferred", "Failed", "Contested", "InFlight", "Waiting"]
 UNKNOWN_POLICY = Rollout()
@@ -37,11 +39,8 @@ class Pace:
 
     rollout: Rollout
     matched: int
+    mode: LimitMode = "Enforce"
     deleting: bool = False
-
-    @property
-    def most(self) -> int:
-        return most_concurrent(self.rollout.max_concurrent, self.matched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,8 @@ class NodeState:
     ``current``: spec.tmpfsLimits as of the last write or event, whichever is newer. ``wanted`` None: not known, leave
     it. ``gone``: mount points that are no more. ``answered``: the status is about this very spec (its
     observedGeneration). ``touched``: the policies whose limits the writes changed that are not answered yet, as
-    ``Write.touched`` told; None where that is not known (after a restart): then any of them.
+    ``Write.touched`` told; None where that is not known (after a restart): then any of them. ``selected``: the policies
+    that the node is selected by.
     """
 
     name: str
@@ -62,6 +62,7 @@ class NodeState:
     stale: bool = False
     gone: frozenset[str] = frozenset()
     touched: frozenset[str] | None = None
+    selected: tuple[str, ...] = ()
 
 
 class Write(NamedTuple):
@@ -118,12 +119,15 @@ def most_concurrent(max_concurrent: int | str, matched: int) -> int:
 
 def plan(policies: Mapping[str, Pace], nodes: Iterable[NodeState]) -> Plan:
     """What may be written now, by node name, and where each policy is."""
-    views = [_View(each) for each in sorted(nodes, key=lambda each: each.name)]
-    named = {name for view in views for name in view.policies} | policies.keys()
+    views = [_View(each, policies) for each in sorted(nodes, key=lambda each: each.name)]
+    named = {name for view in views for name in view.parts} | policies.keys()
     courses = {name: _Course(name, policies.get(name)) for name in sorted(named)}
     for view in views:
-        for name, part in view.policies.items():
+        for name, part in view.parts.items():
             courses[name].see(view, part)
+        for name in view.state.selected:
+            if name not in view.parts and name in courses:
+                courses[name].see(view, None)
     for course in courses.values():
         course.judge()
     writes = [write for view in views if (write := _write(view, courses)) is not None]
@@ -137,63 +141,240 @@ def may_go(progress: Progress | None) -> bool:
 
 
 class _Change(NamedTuple):
-    """``policy`` paces it; None: it changes nothing on the node. ``withdraws``: no new limit is enforced by it."""
+    """``policy`` paces it; None: it changes nothing on the node. ``withdraws``: it only takes a limit back;
+    ``successor``: which it does only where the policy that has the mount next is stopped."""
 
     mount_point: str
-    old: TmpfsLimit | None
     new: TmpfsLimit | None
     policy: str | None
-    withdraws: bool
+    withdraws: bool = False
+    successor: str | None = None
 
 
 @dataclass(slots=True)
 class _Part:
-    """One policy on one node."""
+    """One policy on one node. ``standing`` and ``message`` are those of the worst of its limits; ``failing``: one that
+    is still wanted failed; ``holds``: the report has to do with it."""
 
     changes: list[_Change] = field(default_factory=list)
     standing: Standing | None = None
     message: str = ""
-    counts: bool = False
-    """Of a failure: the limit that failed is still wanted."""
-    named: bool = False
-    """The report's spec or status has a limit of it."""
+    failing: bool = False
+    holds: bool = False
 
-    def rank(self, standing: Standing, message: str = "") -> None:
-        """The worst of its limits is the node's standing."""
-        if self.standing is None or _RANKS.index(standing) < _RANKS.index(self.standing):
-            self.standing, self.message = standing, message
+    def rank(self, standing: Standing, message: str | None = None) -> None:
+        if self.standing is None or _WORST_FIRST.index(standing) < _WORST_FIRST.index(self.standing):
+            self.standing, self.message = standing, message or ""
 
 
-_RANKS: tuple[Standing, ...] = ("InFlight", "Failed", "Contested", "Waiting", "Deferred", "Audit", "InSync")
-_NOT_OURS = ""
+_WORST_FIRST: tuple[Standing, ...] = ("InFlight", "Failed", "Contested", "Waiting", "Deferred", "Audit", "InSync")
+_NOBODY = ""
+"""Stands for the policy of a limit that names none."""
 
 
 class _View:
-    """A node, and of each policy the part it has there."""
+    """A node, and the part each policy has there."""
 
-    __slots__ = ("policies", "state")
+    __slots__ = ("_policies", "changes", "parts", "state")
 
-    def __init__(self, state: NodeState) -> None:
+    def __init__(self, state: NodeState, policies: Mapping[str, Pace]) -> None:
         self.state = state
-        self.policies: dict[str, _Part] = {}
+        self._policies = policies
+        self.parts: dict[str, _Part] = {}
+        self.changes: list[_Change] = []
         current = {each.mount_point: each for each in state.current}
         statuses = {each.mount_point: each for each in state.statuses}
-        wanted = current if state.wanted is None else {each.mount_point: each for each in state.wanted}
+        if state.wanted is None:
+            wanted = {mount_point: each for mount_point, each in current.items() if self._lives(each)}
+        else:
+            wanted = {each.mount_point: each for each in state.wanted}
         for mount_point, limit in current.items():
-            self._stand(limit, statuses.get(mount_point), wanted.get(mount_point), mount_point in state.gone)
+            part = self.part(limit.policy or _NOBODY)
+            part.holds = True
+            if mount_point not in state.gone:
+                self._stand(part, limit, statuses.get(mount_point), limit == wanted.get(mount_point))
         for mount_point, status in statuses.items():
-            if mount_point not in current and status.policy:
-                self._restoring(status, mount_point in state.gone)
+            if mount_point not in current and mount_point not in state.gone and status.state != "Audit":
+                self._restoring(self.part(status.policy or _NOBODY), status)
+        if not state.answered:
+            for name in state.touched or ():
+                part = self.part(name)
+                part.rank("InFlight")
+                part.holds = part.holds or not state.stale
         if current != wanted:
             for mount_point in sorted(current.keys() | wanted.keys()):
                 old, new = current.get(mount_point), wanted.get(mount_point)
                 if old != new:
-                    change = _change(mount_point, old, new, mount_point in state.gone)
-                    self.part(change.policy or _NOT_OURS).changes.append(change)
-        self.policies.pop(_NOT_OURS, None) if not self._free() else None
+                    self._change(old, new, mount_point)
 
     def part(self, name: str) -> _Part:
-        found = self.policies.get(name)
+        found = self.parts.get(name)
         if found is None:
-            found = self.policies[name] = _Part()
+            found = self.parts[name] = _Part()
         return found
+
+    def unanswered(self, name: str) -> bool:
+        return not self.state.answered and (self.state.touched is None or name in self.state.touched)
+
+    def _lives(self, limit: TmpfsLimit) -> bool:
+        pace = self._policies.get(limit.policy or _NOBODY)
+        return pace is not None and not pace.deleting
+
+    def _stand(self, part: _Part, limit: TmpfsLimit, status: LimitStatus | None, still_wanted: bool) -> None:
+        unanswered = self.unanswered(limit.policy or _NOBODY)
+        if limit.mode == "Audit":
+            if status is None or status.state == "Audit":
+                part.rank("Audit")
+            elif unanswered or status.state == "InSync":
+                part.rank("InFlight")  # it was enforced, and is not yet restored
+            else:
+                part.rank(status.state, status.message)
+            return
+        if unanswered or status is None or status.state == "Audit" or status.requested_bytes != limit.size_bytes:
+            part.rank("InFlight")
+        elif status.state not in ("Failed", "Contested"):
+            part.rank(status.state, status.message)
+        elif still_wanted:
+            part.rank(status.state, status.message)
+            part.failing = True
+
+    def _restoring(self, part: _Part, status: LimitStatus) -> None:
+        """The limit is not in the spec any more, and the agent still has it."""
+        # A silent node has it in writing that the limit is gone, and will follow when it is back.
+        part.holds = part.holds or not self.state.stale
+        if status.state == "InSync" or self.unanswered(status.policy or _NOBODY):
+            part.rank("InFlight")
+        else:
+            part.rank(status.state, status.message)
+
+    def _change(self, old: TmpfsLimit | None, new: TmpfsLimit | None, mount_point: str) -> None:
+        was = old.policy or _NOBODY if old is not None and old.mode == "Enforce" else None
+        becomes = new.policy or _NOBODY if new is not None and new.mode == "Enforce" else None
+        if mount_point in self.state.gone or (was is None and becomes is None):
+            self.changes.append(_Change(mount_point, new, None))
+            return
+        name = becomes if becomes is not None else was
+        assert name is not None
+        part = self.part(name)
+        part.changes.append(_Change(mount_point, new, name, becomes is None))
+        part.rank("Waiting")
+        if becomes is not None and was is not None and was != becomes and old is not None and not self._lives(old):
+            # A policy that goes doesn't wait for one that is stopped.
+            retreat = self.part(was)
+            retreat.changes.append(_Change(mount_point, None, was, True, becomes))
+            retreat.rank("Waiting")
+
+
+class _Course:
+    """One policy over all nodes."""
+
+    def __init__(self, name: str, pace: Pace | None) -> None:
+        self.name = name
+        self.pace = pace if pace is not None else Pace(UNKNOWN_POLICY, 0, deleting=True)
+        self.progress = Progress()
+        self._turns: set[str] = set()
+        self._failing: list[tuple[str, str]] = []
+
+    def see(self, view: _View, part: _Part | None) -> None:
+        """``part`` None: nothing of it is there, and nothing is to come."""
+        state, progress = view.state, self.progress
+        selected = self.name in state.selected and not self.pace.deleting
+        standing = part.standing if part is not None else None
+        if part is None or standing is None:
+            if selected and state.wanted is not None:
+                (progress.audit if self.pace.mode == "Audit" else progress.in_sync).append(state.name)
+        elif standing in ("InFlight", "Waiting"):
+            self._moving(state, standing)
+        elif standing in ("Failed", "Contested"):
+            progress.failed.append(state.name)
+            progress.problems.append(
+                Problem(state.name, "Failed" if standing == "Failed" else "Contested", part.message)
+            )
+        elif standing == "Deferred":
+            progress.deferred.append(state.name)
+            progress.problems.append(Problem(state.name, "Deferred", part.message))
+        elif selected:
+            (progress.audit if standing == "Audit" else progress.in_sync).append(state.name)
+        if part is not None:
+            if part.failing:
+                self._failing.append((state.name, part.message))
+            if part.holds:
+                progress.holding.append(state.name)
+
+    def _moving(self, state: NodeState, standing: Standing) -> None:
+        progress = self.progress
+        if not state.stale:
+            (progress.in_flight if standing == "InFlight" else progress.waiting).append(state.name)
+            return
+        silent = standing == "InFlight"
+        (progress.silent if silent else progress.stale).append(state.name)
+        progress.problems.append(Problem(state.name, "Stale", _SILENT if silent else _STALE))
+
+    def judge(self) -> None:
+        """Once all nodes are seen."""
+        progress, rollout = self.progress, self.pace.rollout
+        # A policy that is no more has no selector: its share is of the nodes that still have it.
+        matched = self.pace.matched or len(progress.holding)
+        progress.most = most_concurrent(rollout.max_concurrent, matched)
+        progress.problems.sort(key=lambda each: (_PROBLEMS.index(each.state), each.node))
+        self._turns = set(progress.in_flight)
+        if len(self._failing) >= rollout.max_failures:
+            names = some([name for name, _ in self._failing])
+            why = next((f": {message}" for _, message in self._failing if message), "")
+            progress.stopped = f"stopped by maxFailures {rollout.max_failures}, failed on {names}{why}"
+        elif len(progress.silent) > rollout.max_failures:
+            progress.stopped = f"stopped, since {some(progress.silent)} fell silent while they were being changed"
+
+    def lets(self, state: NodeState, changes: Iterable[_Change]) -> list[_Change]:
+        """Those of the changes that may be made on the node now; it takes a turn if need be."""
+        stopped = self.progress.stopped is not None
+        allowed = [each for each in changes if each.withdraws or not (stopped or state.stale)]
+        if not allowed or state.stale or state.name in self._turns:
+            return allowed
+        if len(self._turns) >= self.progress.most:
+            return []
+        self._turns.add(state.name)
+        self.progress.starting.append(state.name)
+        return allowed
+
+
+_PROBLEMS = ("Failed", "Contested", "Stale", "Deferred")
+_SILENT = "The agent fell silent before it had answered; it takes part again when it is back."
+_STALE = "Nothing is heard from the agent; it gets its turn when it is back."
+
+
+def _write(view: _View, courses: Mapping[str, _Course]) -> Write | None:
+    state = view.state
+    allowed: dict[str, _Change] = {each.mount_point: each for each in view.changes}
+    # A successor's limit comes before the retreat of the policy that it follows.
+    for withdraws in (False, True):
+        for name in sorted(view.parts):
+            changes = [
+                each
+                for each in view.parts[name].changes
+                if each.withdraws == withdraws
+                and each.mount_point not in allowed
+                and (each.successor is None or state.stale or courses[each.successor].progress.stopped is not None)
+            ]
+            if changes:
+                allowed.update((each.mount_point, each) for each in courses[name].lets(state, changes))
+    if not allowed:
+        return None
+    limits = {each.mount_point: each for each in state.current}
+    added = []
+    for mount_point, change in sorted(allowed.items()):
+        if change.new is None:
+            limits.pop(mount_point, None)
+        elif mount_point in limits:
+            limits[mount_point] = change.new
+        else:
+            added.append(change.new)
+    # Of those that are to make room, some may have to wait for their turn.
+    limits.update((each.mount_point, each) for each in added[: max(0, MOST_LIMITS - len(limits))])
+    touched = {each.policy for each in allowed.values() if each.policy is not None}
+    if not state.answered:
+        if state.touched is None:
+            touched.update(view.parts)
+        else:
+            touched.update(state.touched)
+    return Write(state.name, tuple(limits[each] for each in sorted(limits)), frozenset(touched))

@@ -1,0 +1,79 @@
+"""A report stays small, and says what it leaves out."""
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodemem.agent.bounded import AIM_BYTES, LIMIT_BYTES, bounded, encoded_bytes
+from nodemem.node.status import Omitted
+from unit.agent_statuses import MIB, container, exposure, kill, status, tmpfs
+
+
+def test_a_small_status_is_whole() -> None:
+    plain = bounded(status(tmpfs=(tmpfs(1, files=5),), containers=(container(1),)))
+    assert len(plain["tmpfs"]) == len(plain["containers"]) == 1
+    assert len(plain["tmpfs"][0]["largest"]) == 5
+    assert plain["omitted"] == {"tmpfs": 0, "containers": 0}
+
+
+def test_a_node_of_110_pods_with_nothing_to_tell_stays_below_8_kib() -> None:
+    full = status(
+        tmpfs=tuple(tmpfs(each, (50 - each) * MIB, files=5) for each in range(20)),
+        containers=tuple(container(each) for each in range(40)),
+        omitted=Omitted(tmpfs=280, containers=290),
+    )
+    plain = bounded(full)
+    assert encoded_bytes(plain) <= AIM_BYTES
+    assert len(plain["tmpfs"]) + plain["omitted"]["tmpfs"] == 300
+    assert len(plain["containers"]) + plain["omitted"]["containers"] == 330
+    assert [each["device"] for each in plain["tmpfs"]] == [f"0:{each}" for each in range(len(plain["tmpfs"]))]
+    assert len(plain["tmpfs"]) >= 3
+    assert len(plain["tmpfs"][0]["largest"]) == 5
+
+
+def test_findings_get_the_room_that_context_gives_up() -> None:
+    full = status(
+        tmpfs=tuple(tmpfs(each, files=5) for each in range(20)),
+        containers=tuple(container(each) for each in range(40)),
+        exposures=tuple(exposure(each) for each in range(20)),
+        oom_kills=tuple(kill(each) for each in range(8)),
+    )
+    plain = bounded(full)
+    assert encoded_bytes(plain) <= LIMIT_BYTES
+    assert len(plain["exposures"]) >= 16
+    assert len(plain["tmpfs"]) >= 3
+    assert len(plain["exposures"][0]["message"]) > 200
+    assert plain["oomKills"][0]["key"] == "boot:0"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 60),
+    st.integers(0, 60),
+    st.integers(0, 40),
+    st.integers(0, 16),
+    st.text(max_size=1024),
+    st.integers(0, 5),
+)
+def test_whatever_is_in_it_an_object_stays_under_16_kib(
+    mounts: int, containers: int, exposures: int, kills: int, message: str, files: int
+) -> None:
+    full = status(
+        tmpfs=tuple(tmpfs(each, files=files) for each in range(mounts)),
+        containers=tuple(container(each) for each in range(containers)),
+        exposures=tuple(exposure(each, message=message) for each in range(exposures)),
+        oom_kills=tuple(kill(each, message=message) for each in range(kills)),
+        verdict=message,
+    )
+    plain = bounded(full)
+    assert encoded_bytes(plain) <= LIMIT_BYTES
+    assert len(plain["tmpfs"]) + plain["omitted"]["tmpfs"] == mounts
+    assert len(plain["containers"]) + plain["omitted"]["containers"] == containers
+    assert "null" not in json.dumps([value for value in plain.values() if not isinstance(value, str)]).split('"')
+
+
+def test_hostile_names_are_text_that_json_and_terminals_take() -> None:
+    plain = bounded(status(verdict="a\x1b[2Jb\udcffc\u202e"))
+    assert plain["verdict"] == "a\\x1b[2Jb\\xffc\\u202e"
+    json.dumps(plain, ensure_ascii=False).encode()

@@ -1,0 +1,152 @@
+"""When the agent writes: on the injected clock, without a server."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from nodemem.agent.changes import Cadence, Written, moved, why_write, with_transitions, written
+from nodemem.node.status import Condition, Omitted, ReportStatus
+from unit.agent_statuses import GIB, MIB, container, exposure, kill, memory, status, tmpfs
+
+CADENCE = Cadence()
+
+
+def writes(statuses: Iterable[tuple[float, ReportStatus]], *, chance: float = 0.5) -> list[tuple[float, str]]:
+    """The decisions for statuses offered at these times, each acted on."""
+    last: Written | None = None
+    made = []
+    for now, offered in statuses:
+        why = why_write(last, offered, now, CADENCE)
+        if why is not None:
+            last = written(last, offered, now, why, chance)
+            made.append((now, why))
+    return made
+
+
+def every_15_s(hours: float, figure: ReportStatus) -> Iterable[tuple[float, ReportStatus]]:
+    return ((15.0 * step, figure) for step in range(int(hours * 240)))
+
+
+def test_an_idle_node_writes_a_heartbeat_about_each_five_minutes() -> None:
+    made = writes(every_15_s(24, status()))
+    assert [why for _, why in made[:3]] == ["new", "heartbeat", "heartbeat"]
+    assert 12 <= (len(made) - 1) / 24 <= 15
+
+
+def test_heartbeats_of_a_thousand_nodes_spread() -> None:
+    offered = list(every_15_s(0.2, status()))
+    seconds = [writes(offered, chance=random.Random(node).random())[1][0] for node in range(1000)]
+    assert min(seconds) <= 255
+    assert max(seconds) <= 300
+    assert max(seconds.count(each) for each in set(seconds)) < 400
+
+
+def test_a_report_is_never_older_than_a_heartbeat() -> None:
+    for chance in (0.0, 0.5, 0.999):
+        times = [now for now, _ in writes(every_15_s(2, status()), chance=chance)]
+        assert max(late - early for early, late in pairwise(times)) <= 300
+
+
+def test_no_two_writes_within_thirty_seconds_whatever_happens() -> None:
+    chaos = ((float(now), status(exposures=tuple(exposure(each) for each in range(now % 5)))) for now in range(2000))
+    times = [now for now, _ in writes(chaos)]
+    assert min(late - early for early, late in pairwise(times)) >= 30
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_moved"),
+    [
+        (16 * GIB, 16 * GIB + 900 * MIB, True),
+        (16 * GIB, 16 * GIB + 800 * MIB, False),
+        (16 * GIB, 15 * GIB, True),
+        (100 * MIB, 150 * MIB, False),
+        (100 * MIB, 165 * MIB, True),
+        (0, 64 * MIB, False),
+        (0, 64 * MIB + 1, True),
+    ],
+)
+def test_a_figure_moved_by_more_than_5_percent_and_64_mib(before: int, now: int, is_moved: bool) -> None:
+    assert moved(status(memory=memory(anonymous_bytes=before)), status(memory=memory(anonymous_bytes=now))) is is_moved
+    assert moved(status(tmpfs=(tmpfs(1, before),)), status(tmpfs=(tmpfs(1, now),))) is is_moved
+    assert moved(status(containers=(container(1, before),)), status(containers=(container(1, now),))) is is_moved
+
+
+def test_usage_of_containers_moves_nothing() -> None:
+    before = status(containers=(container(1, usage=GIB),))
+    assert not moved(before, status(containers=(container(1, usage=8 * GIB),)))
+
+
+def test_what_comes_into_a_cut_list_held_no_more_than_its_last_entry() -> None:
+    cut = Omitted(tmpfs=100)
+    before = status(tmpfs=(tmpfs(1, GIB), tmpfs(2, 500 * MIB)), omitted=cut)
+    assert not moved(before, status(tmpfs=(tmpfs(1, GIB), tmpfs(3, 520 * MIB)), omitted=cut))
+    assert moved(before, status(tmpfs=(tmpfs(1, GIB), tmpfs(3, 600 * MIB)), omitted=cut))
+
+
+def test_what_came_and_what_went_counts_whole_in_a_whole_list() -> None:
+    large, small = status(tmpfs=(tmpfs(1, 65 * MIB),)), status(tmpfs=(tmpfs(1, 64 * MIB),))
+    assert moved(status(), large)
+    assert moved(large, status())
+    assert not moved(status(), small)
+    assert not moved(small, status())
+
+
+def test_an_unknown_figure_is_no_zero_in_the_comparison_of_itself() -> None:
+    unknown = status(memory=memory(available_bytes=None))
+    assert not moved(unknown, unknown)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exposures": (exposure(1),)},
+        {"oom_kills": (kill(1),)},
+        {"conditions": (Condition("Complete", "False", "Unreadable", "x", "2026-01-01T00:00:00Z"),)},
+    ],
+)
+def test_a_finding_is_told_after_thirty_seconds(change: dict[str, object]) -> None:
+    last = Written(status(), 1000.0)
+    assert why_write(last, status(**change), 1029.0, CADENCE) is None
+    assert why_write(last, status(**change), 1030.0, CADENCE) == "finding"
+
+
+def test_an_exposure_that_becomes_imminent_is_a_finding_and_its_usage_is_not() -> None:
+    last = Written(status(exposures=(exposure(1),)), 0.0)
+    assert why_write(last, status(exposures=(exposure(1, "Imminent"),)), 60, CADENCE) == "finding"
+    fuller = replace(exposure(1), usage_bytes=1, message="other numbers")
+    assert why_write(last, status(exposures=(fuller,)), 60, CADENCE) is None
+
+
+def test_a_node_whose_memory_never_rests_writes_a_few_times_an_idle_one_s() -> None:
+    restless = ((15.0 * step, status(memory=memory(anonymous_bytes=(1 + step % 2) * GIB))) for step in range(24 * 240))
+    made = writes(restless)
+    assert len(made) / 24 <= 15
+    assert made[1] == (45.0, "moved")
+
+
+def test_after_a_rest_a_move_is_told_soon_again() -> None:
+    figures = [status(memory=memory(anonymous_bytes=size * GIB)) for size in (1, 2)]
+    restless = [(15.0 * step, figures[step % 2]) for step in range(200)]
+    calm = [(3000 + 15.0 * step, figures[1]) for step in range(120)]
+    made = writes([*restless, *calm, *((4800 + 15.0 * step, figures[0]) for step in range(20))])
+    assert next(now for now, why in made if why == "moved" and now >= 4800) <= 4845
+
+
+def test_a_deleted_report_is_written_again_not_in_a_storm() -> None:
+    lost = Written(None, 1000.0)
+    assert why_write(lost, status(), 1010, CADENCE) is None
+    assert why_write(lost, status(), 1030, CADENCE) == "lost"
+
+
+def test_conditions_keep_the_time_of_their_last_transition() -> None:
+    def at(time: str, state: str) -> Condition:
+        return Condition("Complete", state, "Any", "x", time)  # type: ignore[arg-type]
+
+    before = {"Complete": at("2026-01-01T00:00:00Z", "True")}
+    same = with_transitions(status(conditions=(at("2026-01-02T00:00:00Z", "True"),)), before)
+    other = with_transitions(status(conditions=(at("2026-01-02T00:00:00Z", "False"),)), before)
+    assert same.conditions[0].last_transition_time == "2026-01-01T00:00:00Z"
+    assert other.conditions[0].last_transition_time == "2026-01-02T00:00:00Z"
