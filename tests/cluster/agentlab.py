@@ -36,19 +36,15 @@ def make_pod(
     node: str,
     containers: Sequence[tuple[str, str]],
     *,
-    qos: str = "Burstable",
     static_uid: str | None = None,
-    request: str | None = "64Mi",
-    limit: str | None = None,
+    request: str = "64Mi",
+    guaranteed: bool = False,
 ) -> dict[str, Any]:
     """A running pod as the API shows it; ``containers`` are name and id. The server chooses the uid; a static pod's
     mirror (``static_uid``) names the one that its cgroups have."""
     annotations = {"kubernetes.io/config.mirror": static_uid, "kubernetes.io/config.hash": static_uid}
-    resources: dict[str, Any] = {}
-    if request is not None:
-        resources["requests"] = {"memory": request}
-    if limit is not None:
-        resources["limits"] = {"memory": limit}
+    amounts = {"cpu": "100m", "memory": request}
+    resources = {"requests": amounts} | ({"limits": amounts} if guaranteed else {})
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -70,7 +66,6 @@ def make_pod(
     made: dict[str, Any] = cluster.request("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
     status = {
         "phase": "Running",
-        "qosClass": qos,
         "containerStatuses": [
             {
                 "name": each,

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,7 @@ def events_of(cluster: ControlPlane, namespace: str) -> list[dict[str, Any]]:
 def test_an_exposed_container_is_flagged_and_unflagged(cluster: ControlPlane, node: str, namespace: str) -> None:
     """A process at -1000 that holds most of the limit: the kernel takes the others, one by one."""
     container_id = secrets.token_hex(32)
-    pod = make_pod(cluster, namespace, "pay-0", node, [("pay", container_id)], qos="Guaranteed")
+    pod = make_pod(cluster, namespace, "pay-0", node, [("pay", container_id)], guaranteed=True)
 
     def hold(size: int, adj: int) -> Any:
         def setup() -> None:
@@ -207,13 +209,11 @@ def test_an_idle_node_writes_its_heartbeats_and_no_more(cluster: ControlPlane, n
     assert heartbeats <= seconds / (1.0 * 0.8) + 1
     assert len(writes) - len(status_writes) == 1, "the object is made once"
     times = [time_of(each["requestReceivedTimestamp"]) for each in status_writes]
-    assert min(late - early for early, late in zip(times, times[1:], strict=False)) >= 0.24
+    assert min(late - early for early, late in pairwise(times)) >= 0.24
     assert all(each["responseStatus"]["code"] in (200, 201) for each in writes)
 
 
 def time_of(stamp: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(stamp).timestamp()
 
 

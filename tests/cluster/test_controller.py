@@ -303,6 +303,7 @@ def test_node_conditions_come_with_the_setting_and_go_without_it(cluster: Contro
     with Controller(cluster, "--node-conditions").until_synced() as controller:
         for kind in ("ShmemPressure", "OomMisselectionExposed"):
             until(lambda kind=kind: condition(cluster.request("GET", path), kind) == "True", kind, log=controller.log)
+        until(lambda: reasons(cluster, web), "no event", log=controller.log)
         made = len(writes(cluster))
         for beat in range(5):
             memory = low | {"availableBytes": 4 * GIB - beat}

@@ -374,7 +374,7 @@ def _write(view: _View, courses: Mapping[str, _Course]) -> Write | None:
     touched = {each.policy for each in allowed.values() if each.policy is not None}
     if not state.answered:
         if state.touched is None:
-            touched.update(view.parts)
+            touched.update(name for name, part in view.parts.items() if part.standing == "InFlight")
         else:
             touched.update(state.touched)
     return Write(state.name, tuple(limits[each] for each in sorted(limits)), frozenset(touched))
