@@ -10,18 +10,19 @@ BIN := $(VENV)/bin
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed-cli: pyproject.toml
+$(VENV)/.installed-demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[cli]'
+	$(BIN)/pip install --quiet --editable '.[cli,controller,demo]'
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed-cli
-	$(BIN)/pip install --quiet --editable '.[cli,controller,test,dev]'
+$(VENV)/.installed-test: $(VENV)/.installed-demo
+	$(BIN)/pip install --quiet --editable '.[test,dev]'
 	touch $@
 
 .PHONY: demo
-demo: $(VENV)/.installed-cli ## Install into .venv and print this machine's memory report
+demo: $(VENV)/.installed-demo ## Install into .venv; this machine's report, then nodemem in a real cluster on loopback
 	$(BIN)/nodemem report
+	PYTHONPATH=tests $(BIN)/python -m cluster.demo
 
 .PHONY: test
 test: $(VENV)/.installed-test check ## Install what the tests need, and run them (root: the real kernel is part of them)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from helm_python import _native
 from helm_python.chart import Chart
 
 Object = dict[str, Any]
@@ -22,14 +23,17 @@ _HELM = re.compile(r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", 
 _HEADER = "# Rendered from charts/nodemem by tests/chartlab.py: edit the chart instead.\n"
 
 
-def templates(values: Mapping[str, Any] | None = None, **options: Any) -> dict[str, str]:
-    """Text by file name without the chart's. Raises helm_python.HelmError."""
+def templates(values: Mapping[str, Any] | None = None, **options: str) -> dict[str, str]:
+    """Text by file name. ``options``: name, namespace, kube_version. Raises helm_python.HelmError."""
+    words = json.dumps({"name": RELEASE, "namespace": NAMESPACE, **options})
     with Chart.load(CHART) as chart:
-        found = chart.render(dict(values or {}), **{"name": RELEASE, "namespace": NAMESPACE, **options})
+        # Chart.render() has no kube_version.
+        answer = _native.call_string("helm_render", chart._raw(), json.dumps(values or {}), words)
+    found: dict[str, str] = json.loads(answer)
     return {name.partition("/templates/")[2]: text for name, text in found.items()}
 
 
-def render(values: Mapping[str, Any] | None = None, **options: Any) -> list[Object]:
+def render(values: Mapping[str, Any] | None = None, **options: str) -> list[Object]:
     """The objects of a release."""
     return [
         each
@@ -91,8 +95,8 @@ _README = """\
 # The nodemem chart
 
 An agent on every node, a controller, the custom resource definitions, and the rights they need. How to install, upgrade
-and remove it: [docs/install.md](../../docs/install.md), [docs/uninstall.md](../../docs/uninstall.md); what it may do and
-why: [docs/security.md](../../docs/security.md).
+and remove it: [docs/install.md](../../docs/install.md), [docs/uninstall.md](../../docs/uninstall.md); what it may do
+and why: [docs/security.md](../../docs/security.md).
 
 ## Values
 

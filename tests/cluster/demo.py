@@ -77,9 +77,7 @@ def pod_with_problems(cluster: ControlPlane, node: str) -> Iterator[dict[str, An
         "the service account", lambda: cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default")
     )
     container = os.urandom(32).hex()
-    pod = make_pod(
-        cluster, NAMESPACE, "cart", node, [("app", container)], qos="Guaranteed", request="256Mi", limit="256Mi"
-    )
+    pod = make_pod(cluster, NAMESPACE, "cart", node, [("app", container)], request="256Mi", guaranteed=True)
 
     def hold(size: int, adj: int) -> Callable[[], None]:
         def setup() -> None:
@@ -99,9 +97,9 @@ def pod_with_problems(cluster: ControlPlane, node: str) -> Iterator[dict[str, An
 
 
 def install(cluster: ControlPlane) -> None:
-    kubectl(cluster, "apply", "--server-side", "-f", str(ROOT / "manifests" / "crds"))
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(ROOT / "manifests" / "crds"))
-    kubectl(cluster, "apply", "--server-side", "-k", str(ROOT / "manifests"))
+    manifests = os.path.relpath(ROOT / "manifests")
+    kubectl(cluster, "apply", "--server-side", "-k", manifests)
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", f"{manifests}/crds")
 
 
 def token_of(cluster: ControlPlane, role: str, node: str) -> str:
@@ -156,30 +154,13 @@ def main() -> int:
         report = cluster.request("GET", f"/apis/nodemem.io/v1alpha1/memoryreports/{node}")
         print(report["status"]["verdict"])
         say("Its largest tmpfs, and whose they are")
-        columns = "DEVICE:.device,MOUNT:.mountPoint,USED:.usedBytes,SIZE:.sizeBytes,SCOPE:.scope,POD:.owner.podName"
-        listed = {"apiVersion": "v1", "kind": "List", "items": report["status"]["tmpfs"][:5]}
-        print(_columns(listed["items"], columns), flush=True)
+        fields = "{.device}{'\\t'}{.usedBytes}{'\\t'}{.sizeBytes}{'\\t'}{.owner.podName}{'\\t'}{.mountPoint}{'\\n'}"
+        kubectl(cluster, "get", "memoryreport", node, "-o", f"jsonpath={{range .status.tmpfs[:5]}}{fields}{{end}}")
         say("In which pods would the kernel kill the wrong process?")
         kubectl(cluster, "get", "oomexposures", "-A")
         exposure = cluster.request("GET", f"/apis/nodemem.io/v1alpha1/namespaces/{NAMESPACE}/oomexposures/cart")
         print(exposure["status"]["containers"][0]["message"])
     return 0
-
-
-def _columns(items: list[dict[str, Any]], columns: str) -> str:
-    """A table as kubectl's custom-columns prints it."""
-    names = [column.partition(":") for column in columns.split(",")]
-    rows = [[name for name, _, _ in names]]
-    for item in items:
-        row = []
-        for _, _, path in names:
-            value: Any = item
-            for part in path.strip(".").split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-            row.append("<none>" if value is None else str(value))
-        rows.append(row)
-    widths = [max(len(row[index]) for row in rows) for index in range(len(names))]
-    return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def events_of(cluster: ControlPlane, namespace: str) -> list[dict[str, Any]]:
 
 
 def test_an_exposed_container_is_flagged_and_unflagged(cluster: ControlPlane, node: str, namespace: str) -> None:
-    """A process at -1000 that holds most of the limit: the kernel takes the others, one by one."""
+    """A small process with a high oom_score_adj hides the large one: the kernel would take it first."""
     container_id = secrets.token_hex(32)
     pod = make_pod(cluster, namespace, "pay-0", node, [("pay", container_id)], guaranteed=True)
 
@@ -182,12 +182,12 @@ def test_an_exposed_container_is_flagged_and_unflagged(cluster: ControlPlane, no
             workloads.container_cgroup(pod["metadata"]["uid"], container_id, qos="Guaranteed", limit=128 * MIB)
         )
         stack.enter_context(running_agent(node, cluster.kubeconfig, *OFTEN, cadence=FAST))
-        stack.enter_context(workloads.child(hold(2 * MIB, 0), place))
-        with workloads.child(hold(80 * MIB, -1000), place) as (pid, _):
+        stack.enter_context(workloads.child(hold(80 * MIB, 0), place))
+        with workloads.child(hold(2 * MIB, 999), place) as (pid, _):
             status = until_status(cluster, node, mine, "the exposure")
             exposed = mine(status)[0]
-            assert (exposed["podName"], exposed["name"], exposed["reasons"]) == ("pay-0", "pay", ["Unkillable"])
-            assert str(pid) in exposed["message"]
+            assert (exposed["podName"], exposed["name"], exposed["reasons"]) == ("pay-0", "pay", ["SkewedAdj"])
+            assert exposed["predictedVictim"]["pid"] == pid
             assert status["summary"]["exposed"] >= 1
         until_status(cluster, node, lambda status: not mine(status), "the end of the exposure")
 

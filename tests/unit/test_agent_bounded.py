@@ -47,6 +47,14 @@ def test_findings_get_the_room_that_context_gives_up() -> None:
     assert plain["oomKills"][0]["key"] == "boot:0"
 
 
+def test_kills_of_the_past_don_t_take_the_room_of_what_is_now() -> None:
+    context = {"tmpfs": tuple(tmpfs(each, files=2) for each in range(5)), "containers": (container(1), container(2))}
+    plain = bounded(status(**context, oom_kills=tuple(kill(each) for each in range(8))))
+    assert len(plain["tmpfs"]) == 5
+    assert len(plain["containers"]) == 2
+    assert len(plain["oomKills"]) == 8
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 60),

@@ -6,7 +6,7 @@ from fractions import Fraction
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodemem.api.types import (
@@ -136,6 +136,7 @@ def slow_match(pattern: list[str], path: list[str]) -> bool:
     return bool(path) and pattern[0] in (path[0], "*") and slow_match(pattern[1:], path[1:])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["a", "b", "*", "**"]), min_size=1, max_size=7),
     st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=8),
@@ -153,6 +154,7 @@ def test_no_glob_makes_matching_explode() -> None:
 # --- how large
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 62), st.sampled_from([4096, 16384, 65536]))
 def test_a_size_is_rounded_up_to_pages_and_is_never_zero(size: int, page: int) -> None:
     rounded = whole_pages(size, page)
@@ -165,6 +167,7 @@ def test_the_largest_size_still_fits_the_kernels_arithmetic() -> None:
     assert whole_pages((1 << 63) - 1, 65536) <= LARGEST_LIMIT_BYTES
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1 << 28, 1 << 45), st.sampled_from([4096, 65536]))
 def test_a_percentage_is_exact(percent: int, memory: int, page: int) -> None:
     found = one([policy("a", rule(size=f"{percent}%"))], node(memory_bytes=memory, page_size_bytes=page))
@@ -452,6 +455,7 @@ NODES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(POLICIES, max_size=5, unique_by=lambda each: each.name), st.lists(NODES, max_size=3), st.randoms())
 def test_the_order_of_policies_nodes_and_mounts_makes_no_difference(
     policies: list[Policy], nodes: list[Node], random: Random
@@ -471,6 +475,7 @@ def test_the_order_of_policies_nodes_and_mounts_makes_no_difference(
     assert counted == again
 
 
+@settings(deadline=None)
 @given(st.lists(POLICIES, max_size=5, unique_by=lambda each: each.name), NODES)
 def test_every_mount_gets_at_most_one_limit_from_a_policy_that_selects_it(policies: list[Policy], where: Node) -> None:
     found = limits(policies, where)

@@ -1,7 +1,7 @@
 """A status that fits: the API server and everybody who watches reports pay for each byte of each node."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -9,10 +9,10 @@ from nodemem.api.convert import wire
 from nodemem.node.status import ExposureStatus, OomKillStatus, ReportStatus
 
 AIM_BYTES = 7 * 1024
-"""For a node with nothing to tell: the lists of tmpfs and containers end where it is reached."""
+"""For all but findings, that is for a node with nothing to tell."""
 
 LIMIT_BYTES = 13 * 1024
-"""For findings. With metadata and managedFields, below 2 KiB, an object stays under 16 KiB."""
+"""For everything. With metadata and managedFields, below 2 KiB, an object stays under 16 KiB."""
 
 T = TypeVar("T", ExposureStatus, OomKillStatus)
 
@@ -26,27 +26,21 @@ def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int =
     ``omitted`` counts what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
     """
     plain = wire(status)
-    for bound, smaller in ((aim_bytes, _less_context), (limit_bytes, _shorter_findings)):
-        status, plain = _fit(status, plain, bound, smaller)
+    while (size := encoded_bytes({**plain, "exposures": (), "oomKills": ()})) > aim_bytes:
+        smaller = _less_context(status, 1 - aim_bytes / size)
+        if smaller is None:
+            break
+        status, plain = smaller, wire(smaller)
+    while (size := encoded_bytes(plain)) > limit_bytes:
+        smaller = _shorter(status, 1 - limit_bytes / size)
+        if smaller is None:
+            break
+        status, plain = smaller, wire(smaller)
     return plain
 
 
 def encoded_bytes(plain: Any) -> int:
     return len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
-
-
-def _fit(
-    status: ReportStatus,
-    plain: dict[str, Any],
-    bound: int,
-    smaller: Callable[[ReportStatus, float], ReportStatus | None],
-) -> tuple[ReportStatus, dict[str, Any]]:
-    while (size := encoded_bytes(plain)) > bound:
-        step = smaller(status, 1 - bound / size)
-        if step is None:
-            break
-        status, plain = step, wire(step)
-    return status, plain
 
 
 def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
@@ -66,8 +60,8 @@ def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
     return None
 
 
-def _shorter_findings(status: ReportStatus, excess: float) -> ReportStatus | None:
-    """A step: long sentences of the lesser ones, then old kills, then exposures, at last the files in tmpfs."""
+def _shorter(status: ReportStatus, excess: float) -> ReportStatus | None:
+    """A step: long sentences of the lesser findings, old kills, context, exposures, at last the files in tmpfs."""
     exposures, kills = status.exposures or (), status.oom_kills or ()
     sentences = [*(each.message for each in exposures[_LEAST:]), *(each.message for each in kills[1:])]
     if any(len(sentence) > _SHORT_MESSAGE for sentence in sentences):
@@ -76,8 +70,10 @@ def _shorter_findings(status: ReportStatus, excess: float) -> ReportStatus | Non
             exposures=(*exposures[:_LEAST], *_shortened(exposures[_LEAST:])),
             oom_kills=(*kills[:1], *_shortened(kills[1:])),
         )
-    if len(kills) > 1:
-        return replace(status, oom_kills=kills[: max(1, _fewer(len(kills), excess))])
+    if len(kills) > _LEAST:
+        return replace(status, oom_kills=kills[: max(_LEAST, _fewer(len(kills), excess))])
+    if (less := _less_context(status, excess)) is not None:
+        return less
     if len(exposures) > _LEAST:
         return replace(status, exposures=exposures[: max(_LEAST, _fewer(len(exposures), excess))])
     if any(each.largest for each in status.tmpfs):

@@ -166,11 +166,13 @@ class Agent:
             else:
                 self._log.well("scan")
                 self._count("full" if full else "refresh", time.perf_counter() - begun)
-            # From now, not from when it was due: after a standstill there is nothing to catch up with.
-            next_any = now + self._intervals.refresh_seconds
+            # From now, not from when it was due: after a standstill there is nothing to catch up with. And with a rest
+            # as long as the work: on a node in distress the agent must not take a whole core.
+            ended = self._clock()
+            rested = ended + (ended - now)
             if full:
-                next_full = now + self._intervals.scan_seconds
-            next_any = min(next_any, next_full)
+                next_full = max(now + self._intervals.scan_seconds, rested)
+            next_any = max(min(now + self._intervals.refresh_seconds, next_full), rested)
 
     def _tell(self, snapshot: Snapshot) -> None:
         if self._status is None:

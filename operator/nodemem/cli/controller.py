@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """0 ended by a signal; 1 a part of it failed."""
     try:
         from nodemem.controller import main
-        from nodemem.controller.reconcile import Options
+        from nodemem.controller.state import Options
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("kopf", "kubernetes", "aiohttp"):
             raise

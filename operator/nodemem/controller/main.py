@@ -16,7 +16,8 @@ from nodemem.controller import watch
 from nodemem.controller.client import Api, ApiError
 from nodemem.controller.health import HealthServer, Metric
 from nodemem.controller.lease import Elector
-from nodemem.controller.reconcile import PATHS, Options, Reconciler
+from nodemem.controller.reconcile import Reconciler
+from nodemem.controller.state import PATHS, Options
 
 _log = logging.getLogger(__name__)
 
@@ -120,19 +121,19 @@ def serve(config: Config) -> int:
 
 
 def metrics(api: Api, elector: Elector, reconciler: Reconciler) -> Iterator[Metric]:
-    counts, queue, tables = reconciler.counts, reconciler.queue, reconciler.tables
+    counts, queue, state = reconciler.counts, reconciler.queue, reconciler.state
     prefix = "nodemem_controller_"
     yield f"{prefix}leader", "gauge", "1 where this replica holds the Lease.", [("", float(elector.held))]
     yield f"{prefix}synced", "gauge", "1 where the tables hold all that a LIST has.", [("", float(reconciler.synced))]
-    yield f"{prefix}memoryreports", "gauge", "MemoryReports known.", [("", len(tables.reports))]
-    yield f"{prefix}nodes", "gauge", "Nodes known.", [("", len(tables.nodes))]
+    yield f"{prefix}memoryreports", "gauge", "MemoryReports known.", [("", len(state.reports))]
+    yield f"{prefix}nodes", "gauge", "Nodes known.", [("", len(state.nodes))]
     yield f"{prefix}stale_reports", "gauge", "Reports whose agent is silent.", [("", counts.stale)]
     by_severity = [(f'severity="{each}"', float(count)) for each, count in sorted(counts.exposures.items())]
     yield f"{prefix}exposures", "gauge", "Exposed pods that are flagged.", by_severity
     yield f"{prefix}writes_total", "counter", "Writes sent to the API server.", [("", api.writes)]
     yield f"{prefix}write_errors_total", "counter", "Writes that failed; each is tried again.", [("", queue.errors)]
     yield f"{prefix}queue_depth", "gauge", "Writes that wait or run.", [("", queue.depth)]
-    yield f"{prefix}events_total", "counter", "Events written.", [("", counts.events)]
+    yield f"{prefix}events_total", "counter", "Events written.", [("", reconciler.writer.events)]
     yield (
         f"{prefix}reconciles_total",
         "counter",

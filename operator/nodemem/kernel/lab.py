@@ -487,29 +487,31 @@ class Lab:
         return Standing(domain, probe, rules, members, tuple(kills))
 
     def drive(self) -> Iterator[int]:
-        """Let the program grow until it is dead, stuck, or unkillable and alone; yields pids as they die. ``result`` has the rest."""
+        """Let the program grow until it is dead, stuck, or unkillable and alone; yields pids as they die."""
         grower = self._grower
         step = max(1, _STEP_BYTES // self.host.page_size)
         left = self._span // self.host.page_size
-        while grower.code is None and left > 0:
-            seen = len(self._exits)
+        told = 0
+        while grower.code is None and left > 0 and not self._stalled:
             self._tell(grower, step)
             left -= step
             answered = self._answered(grower, self.patience_seconds)
             self._reap_these(self._poll(0.0))
-            yield from self._exits[seen:]
+            while told < len(self._exits):
+                yield self._exits[told]
+                told += 1
             if not answered and grower.code is None:
                 # It would go on asking, and the kernel fill its log with the report of each try.
                 self._stalled = True
                 os.kill(grower.pid, signal.SIGKILL)
-                return
-            if self._exits and not self._killable():
-                return
+            elif self._exits and not self._killable():
+                break
+        self._settle()
+        yield from (pid for pid in self._exits[told:] if pid not in self._stopped)
 
     def result(self) -> Result:
         """After ``drive``: what the kernel did, by its own account."""
-        self._settle()
-        stopped = {self._grower.pid} if self._stalled else set()
+        stopped = self._stopped
         by_signal = [each.pid for each in self._running if each.code == -signal.SIGKILL and each.pid not in stopped]
         exits = [pid for pid in self._exits if pid in by_signal]
         logged = self._log.kills() if self._log is not None else []
@@ -575,6 +577,11 @@ class Lab:
             self._end(witness)
 
     # --- programs
+
+    @property
+    def _stopped(self) -> set[int]:
+        """Ended by the lab itself, not by the OOM killer."""
+        return {self._grower.pid} if self._stalled else set()
 
     @property
     def _grower(self) -> _Running:

@@ -70,7 +70,7 @@ class Write(NamedTuple):
 
     node: str
     limits: tuple[TmpfsLimit, ...]
-    touched: frozenset[str]
+    touched: frozenset[str] | None
 
 
 class Problem(NamedTuple):
@@ -197,7 +197,7 @@ class _View:
             if mount_point not in current and mount_point not in state.gone and status.state != "Audit":
                 self._restoring(self.part(status.policy or _NOBODY), status)
         if not state.answered:
-            for name in state.touched or ():
+            for name in state.selected if state.touched is None else state.touched:
                 part = self.part(name)
                 part.rank("InFlight")
                 part.holds = part.holds or not state.stale
@@ -329,8 +329,12 @@ class _Course:
         """Those of the changes that may be made on the node now; it takes a turn if need be."""
         stopped = self.progress.stopped is not None
         allowed = [each for each in changes if each.withdraws or not (stopped or state.stale)]
-        if not allowed or state.stale or state.name in self._turns:
+        if not allowed or state.stale:
             return allowed
+        if state.name in self._turns:
+            # Whether it has a turn is known, or assumed for want of knowing: then it may be one too many.
+            certain = state.answered or state.touched is not None
+            return allowed if certain or len(self._turns) <= self.progress.most else []
         if len(self._turns) >= self.progress.most:
             return []
         self._turns.add(state.name)
@@ -371,10 +375,9 @@ def _write(view: _View, courses: Mapping[str, _Course]) -> Write | None:
             added.append(change.new)
     # Of those that are to make room, some may have to wait for their turn.
     limits.update((each.mount_point, each) for each in added[: max(0, MOST_LIMITS - len(limits))])
-    touched = {each.policy for each in allowed.values() if each.policy is not None}
+    here = frozenset(each.policy for each in allowed.values() if each.policy is not None)
+    touched: frozenset[str] | None = here
     if not state.answered:
-        if state.touched is None:
-            touched.update(name for name, part in view.parts.items() if part.standing == "InFlight")
-        else:
-            touched.update(state.touched)
-    return Write(state.name, tuple(limits[each] for each in sorted(limits)), frozenset(touched))
+        # What is not known stays so until the agent answers.
+        touched = None if state.touched is None else here | state.touched
+    return Write(state.name, tuple(limits[each] for each in sorted(limits)), touched)

@@ -1,0 +1,255 @@
+"""What the controller writes, and how: each kind of write in one place, as ``Write``s for the queue.
+
+Nothing here decides what should be; it finds where that differs from what is, and writes the difference.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from nodemem.api import resources
+from nodemem.api.convert import wire
+from nodemem.controller import events, exposures, pressure, records
+from nodemem.controller.client import Api, ApiError
+from nodemem.controller.exposures import Actual, Change, Wanted
+from nodemem.controller.lookup import Lookup
+from nodemem.controller.queue import Write
+from nodemem.controller.state import PATHS, Options, State, actual
+from nodemem.node.status import API_VERSION
+from nodemem.node.units import timestamp
+
+_log = logging.getLogger(__name__)
+
+POLICY_SECONDS = 15.0
+"""The count in an OomPolicy's status is written no more often."""
+
+
+class Writer:
+    """``instance``: who it is, for Events. ``mark``: there is more to do; ``look_again``: what is known of the
+    OomExposures is not so."""
+
+    def __init__(
+        self,
+        api: Api,
+        state: State,
+        lookup: Lookup,
+        options: Options,
+        instance: str,
+        mark: Callable[[], None],
+        look_again: Callable[[], None],
+    ) -> None:
+        self._api = api
+        self._state = state
+        self._lookup = lookup
+        self._options = options
+        self._instance = instance
+        self._mark = mark
+        self._look_again = look_again
+        self._told = events.Told()
+        self._outbox: dict[str, dict[str, Any]] = {}
+        self._without_node: dict[str, float] = {}
+        self._policy_written: dict[str, float] = {}
+        self.events = 0
+
+    def exposures(self, changes: Iterable[Change]) -> Iterator[Write]:
+        for change in changes:
+            yield Write(("oomexposure", *change.key), partial(self._write_exposure, change))
+
+    def news(self) -> Iterator[Write]:
+        """Events that wait to be sent."""
+        for name, document in self._outbox.items():
+            yield Write(("event", name), partial(self._write_event, document))
+
+    async def _write_exposure(self, change: Change) -> None:
+        want, have = change.wanted, change.actual
+        path = resources.OOM_EXPOSURE.path(change.key[1], namespace=change.key[0])
+        try:
+            if want is None:
+                await self._delete(path, have.uid if have else "")
+                self._state.exposures.pop(change.key, None)
+            else:
+                self._state.exposures[change.key] = await self._apply_exposure(path, want, have)
+        except ApiError as error:
+            if error.code in (404, 409):
+                # Not what it was when it was read: look again, at the pod and at the exposure.
+                self._lookup.forget(change.key)
+                self._look_again()
+            raise
+        self._tell(change)
+
+    async def _apply_exposure(self, path: str, want: Wanted, have: Actual | None) -> Actual:
+        namespace, name = want.key
+        identity = {"apiVersion": API_VERSION, "kind": resources.OOM_EXPOSURE.kind}
+        metadata: dict[str, Any] = {"name": name, "namespace": namespace}
+        if have is not None and have.owner_uid != want.pod_uid:
+            have = None
+        uid = have.uid if have is not None else None
+        if uid is None:
+            owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": want.pod_uid}
+            labels = {"app.kubernetes.io/managed-by": "nodemem"}
+            body = identity | {"metadata": metadata | {"ownerReferences": [owner], "labels": labels}}
+            uid = (await self._api.apply(path, body))["metadata"]["uid"]
+        status = exposures.settle(want.status, have.status if have else None, timestamp(time.time()))
+        body = identity | {"metadata": metadata | {"uid": uid}, "status": wire(status)}
+        answer = await self._api.apply(f"{path}/status", body)
+        return actual(answer, time.monotonic())
+
+    def _tell(self, change: Change) -> None:
+        news, uid = change.news, events.pod_uid(change)
+        if news is None or uid is None:
+            return
+        if news == "Gone":
+            pod = self._lookup.known(change.key)
+            if pod is not None and pod.uid != uid:
+                return
+        if not self._told.again(uid, news, time.monotonic()) and len(self._outbox) < 1000:
+            document = events.event(change, news, uid, self._instance, time.time())
+            self._outbox[document["metadata"]["name"]] = document
+            self._mark()
+
+    async def _write_event(self, document: dict[str, Any]) -> None:
+        name = document["metadata"]["name"]
+        try:
+            if document["reason"] == "OomMisselectionGone":
+                # Of a pod that is gone itself there is nothing to tell.
+                about = document["regarding"]
+                pod = await self._api.find(f"/api/v1/namespaces/{about['namespace']}/pods/{about['name']}")
+                if pod is None or pod["metadata"]["uid"] != about["uid"] or "deletionTimestamp" in pod["metadata"]:
+                    self._outbox.pop(name, None)
+                    return
+            await self._api.write("POST", events.path(document), document)
+            self.events += 1
+        except ApiError as error:
+            # 409: it was sent before. Other refusals (the namespace is ending, say) don't get better.
+            if error.code == 0 or error.code == 429 or error.code >= 500:
+                raise
+            if error.code != 409:
+                _log.warning("event %s was refused: %s", name, error)
+        self._outbox.pop(name, None)
+
+    def stale(self, stale: Mapping[str, bool]) -> Iterator[Write]:
+        """The condition Stale of reports, where it is not so any more."""
+        for name, is_stale in stale.items():
+            mark = self._state.reports[name].stale
+            if name in self._state.nodes and is_stale != (mark is not None and mark.status == "True"):
+                yield Write(
+                    ("memoryreport-stale", name),
+                    partial(self._write_stale, name, is_stale),
+                )
+
+    async def _write_stale(self, name: str, stale: bool) -> None:
+        record = self._state.reports.get(name)
+        if record is None:
+            return
+        since = record.observed_at or "it was created"
+        condition = {
+            "type": records.STALE,
+            "status": "True" if stale else "False",
+            "reason": "HeartbeatLate" if stale else "HeartbeatResumed",
+            "message": f"Nothing was heard from the agent since {since}." if stale else "The agent reports again.",
+            "lastTransitionTime": timestamp(time.time()),
+        }
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": resources.MEMORY_REPORT.kind,
+            "metadata": {"name": name, "uid": record.uid},
+            "status": {"conditions": [condition]},
+        }
+        answer = await self._api.apply(f"{PATHS['reports']}/{name}/status", body)
+        self._state.take("reports", answer)
+
+    def gone_reports(self, now: float) -> Iterator[Write]:
+        """Removal of reports that have had no Node for long enough."""
+        without = self._state.reports.keys() - self._state.nodes.keys()
+        for name in self._without_node.keys() - without:
+            del self._without_node[name]
+        for name in without:
+            if now - self._without_node.setdefault(name, now) >= self._options.gone_seconds:
+                yield Write(("memoryreport-gone", name), partial(self._delete_report, name))
+
+    async def _delete_report(self, name: str) -> None:
+        record = self._state.reports.get(name)
+        if record is None or await self._api.find(f"{PATHS['nodes']}/{name}") is not None:
+            return
+        await self._delete(f"{PATHS['reports']}/{name}", record.uid)
+        _log.info("the report of node %s is removed: there is no such node", name)
+
+    async def _delete(self, path: str, uid: str) -> None:
+        """What is gone already, or was replaced by another object, is no error."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        try:
+            await self._api.write("DELETE", path, options)
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
+
+    def node_conditions(self, wanted: Iterable[Wanted], stale: Mapping[str, bool]) -> Iterator[Write]:
+        """The conditions of Nodes, on a transition; without the setting, their removal."""
+        exposed: dict[str, int] = {}
+        if self._options.node_conditions:
+            for each in wanted:
+                where = each.status.node_name or ""
+                exposed[where] = exposed.get(where, 0) + 1
+        for name, node in self._state.nodes.items():
+            if not self._options.node_conditions:
+                if node.marks:
+                    removal = [{"$patch": "delete", "type": each} for each in node.marks]
+                    yield self._node_write(name, removal)
+                continue
+            report = self._state.reports.get(name)
+            if report is None:
+                continue
+            new = [
+                each
+                for each in (
+                    pressure.shmem(
+                        report.figures, report.pressure, node.marks.get(records.SHMEM_PRESSURE), stale=stale[name]
+                    ),
+                    pressure.exposed(exposed.get(name, 0), known=report.exposures is not None, stale=stale[name]),
+                )
+                if (mark := node.marks.get(each.type)) is None or mark.status != each.status
+            ]
+            if new:
+                now = timestamp(time.time())
+                yield self._node_write(
+                    name, [each._asdict() | {"lastTransitionTime": now, "lastHeartbeatTime": now} for each in new]
+                )
+
+    def _node_write(self, name: str, conditions: list[dict[str, str]]) -> Write:
+        async def run() -> None:
+            body = {"status": {"conditions": conditions}}
+            answer = await self._api.write("PATCH", f"{PATHS['nodes']}/{name}/status", body, content="strategic")
+            self._state.take("nodes", answer)
+
+        return Write(("node-conditions", name), run)
+
+    def policies(self, wanted: Iterable[Wanted], now: float) -> Iterator[Write]:
+        """status.exposed of OomPolicies."""
+        counted: dict[str | None, int] = {}
+        for each in wanted:
+            counted[each.policy] = counted.get(each.policy, 0) + 1
+        for name in self._policy_written.keys() - self._state.oom_policies.keys():
+            del self._policy_written[name]
+        for name, policy in self._state.oom_policies.items():
+            exposed = counted.get(name, 0)
+            if policy.observed_generation == policy.generation and (
+                policy.exposed == exposed or now - self._policy_written.get(name, float("-inf")) < POLICY_SECONDS
+            ):
+                continue
+            yield Write(
+                ("oompolicy", name),
+                partial(self._write_policy, name, policy, exposed),
+            )
+
+    async def _write_policy(self, name: str, policy: records.OomPolicyRecord, exposed: int) -> None:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": resources.OOM_POLICY.kind,
+            "metadata": {"name": name, "uid": policy.uid},
+            "status": {"observedGeneration": policy.generation, "exposed": exposed},
+        }
+        answer = await self._api.apply(f"{PATHS['oom_policies']}/{name}/status", body)
+        self._policy_written[name] = time.monotonic()
+        self._state.take("oom_policies", answer)

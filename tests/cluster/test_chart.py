@@ -1,0 +1,574 @@
+"""The chart on a real API server, by real Helm: what is installed, what its accounts may do, what is left of it; and the
+agent with exactly the chart's capabilities on the real kernel."""
+
+import contextlib
+import copy
+import ctypes
+import json
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helm_python import Config, HelmError
+
+from chartlab import CHART, NAMESPACE, RELEASE, ROOT, find, render
+from cluster.agentlab import make_node, make_pod, report_of, running_agent, until
+from cluster.controlplane import ApiError, ControlPlane
+from kernel import workloads
+from kernel.workloads import MIB
+
+REPORTS = "/apis/nodemem.io/v1alpha1/memoryreports"
+MAX_FAILURES = 2
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[ControlPlane]:
+    """A control plane without anything of nodemem's."""
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture
+def helm(plain: ControlPlane) -> Iterator[Config]:
+    with Config(kubeconfig_path=plain.kubeconfig, namespace=NAMESPACE) as config:
+        yield config
+        config.uninstall(RELEASE, ignore_not_found=True)
+    _without_definitions(plain)
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[ControlPlane]:
+    """A control plane with the chart as it comes, and two nodes."""
+    with ControlPlane() as running:
+        with Config(kubeconfig_path=running.kubeconfig, namespace=NAMESPACE) as config:
+            config.install(CHART, RELEASE, {}, create_namespace=True)
+        running.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        for node in ("node-a", "node-b"):
+            make_node(running, node)
+        yield running
+
+
+def _without_definitions(cluster: ControlPlane) -> None:
+    cluster.kubectl("delete", "crd", "-l", f"app.kubernetes.io/instance={RELEASE}", "--ignore-not-found", "--wait")
+
+
+def ours(cluster: ControlPlane) -> set[tuple[str, str]]:
+    """Kind and name of everything that carries the release's label, wherever and of whatever kind."""
+    kinds = cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    found = cluster.kubectl(
+        "get", ",".join(kinds), "-A", "-l", f"app.kubernetes.io/instance={RELEASE}", "-o", "json", "--ignore-not-found"
+    )
+    return {(each["kind"], each["metadata"]["name"]) for each in json.loads(found)["items"]} if found.strip() else set()
+
+
+# The server's verdict on what is rendered
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"enforcement": {"enabled": True}, "controller": {"nodeConditions": True, "replicas": 1}},
+        {
+            "crds": {"keep": False},
+            "fullnameOverride": "memory",
+            "commonLabels": {"a": "b"},
+            "commonAnnotations": {"c": "d"},
+        },
+        {
+            "image": {"digest": f"sha256:{'0' * 64}", "pullSecrets": [{"name": "key"}]},
+            "agent": {
+                "kernelLog": False,
+                "seLinuxType": "",
+                "appArmorProfile": "",
+                "priorityClassName": "",
+                "maxUnavailable": 3,
+                "resources": {},
+                "tolerations": [],
+                "affinity": {"nodeAffinity": {}},
+                "env": [{"name": "X", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+                "extraCapabilities": ["SYS_RESOURCE"],
+            },
+            "controller": {"topologySpread": False, "tolerations": [{"key": "x", "operator": "Exists"}]},
+            "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
+        },
+        {"rbac": {"create": False}, "networkPolicy": {"enabled": False}, "admissionPolicy": {"enabled": False}},
+    ],
+    ids=["as it comes", "everything on", "other names", "much changed", "much off"],
+)
+def test_the_server_takes_every_object_with_no_field_it_does_not_know(
+    plain: ControlPlane, values: dict[str, Any]
+) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    objects = render(values)
+    assert objects
+    for each in objects:
+        answer = plain.request(
+            "PATCH",
+            f"{plain.path_of(each)}?fieldManager=test&force=true&fieldValidation=Strict&dryRun=All",
+            each,
+            content_type="application/apply-patch+yaml",
+        )
+        assert answer["metadata"]["name"] == each["metadata"]["name"]
+
+
+def test_the_plain_manifests_are_applied_by_kubectl(plain: ControlPlane) -> None:
+    plain.kubectl("apply", "--server-side", "--dry-run=server", "-f", str(ROOT / "manifests" / "crds"))
+    said = plain.kubectl("apply", "-k", str(ROOT / "manifests"))
+    try:
+        assert "daemonset.apps/nodemem-agent created" in said
+        assert "customresourcedefinition.apiextensions.k8s.io/memoryreports.nodemem.io created" in said
+    finally:
+        plain.kubectl("delete", "-k", str(ROOT / "manifests"), "--wait")
+
+
+# The life of a release
+
+
+def test_install_upgrade_rollback_uninstall_leave_only_the_definitions(plain: ControlPlane, helm: Config) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    before = ours(plain)
+
+    def added() -> Any:
+        daemonset = plain.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/nodemem-agent")
+        return daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"]
+
+    notes = helm.install(CHART, RELEASE, {})["notes"]
+    assert "kubectl get memoryreports" in notes
+    assert "WARNING" not in notes
+    assert "SYS_ADMIN" not in added()
+    helm.upgrade(CHART, RELEASE, {"enforcement": {"enabled": True}, "controller": {"nodeConditions": True}})
+    assert "SYS_ADMIN" in added()
+    assert ("ClusterRole", "nodemem-controller-node-conditions") in ours(plain)
+    helm.rollback(RELEASE)
+    assert "SYS_ADMIN" not in added()
+    assert ("ClusterRole", "nodemem-controller-node-conditions") not in ours(plain)
+    assert [each["revision"] for each in helm.history(RELEASE)] == [1, 2, 3]
+
+    plain.apply({"apiVersion": "nodemem.io/v1alpha1", "kind": "OomPolicy", "metadata": {"name": "mine"}, "spec": {}})
+    helm.uninstall(RELEASE)
+    left = ours(plain) - before
+    assert left == {
+        ("CustomResourceDefinition", f"{each}.nodemem.io")
+        for each in ("memoryreports", "oomexposures", "oompolicies", "tmpfspolicies")
+    }
+    assert "mine" in plain.kubectl("get", "oompolicies")
+
+    # Installed again over what was kept; and with keep switched off nothing stays.
+    helm.install(CHART, RELEASE, {})
+    assert "mine" in plain.kubectl("get", "oompolicies")
+    helm.upgrade(CHART, RELEASE, {"crds": {"keep": False}})
+    helm.uninstall(RELEASE)
+    until(lambda: ours(plain) == before, "everything gone")
+
+
+def test_a_typo_stops_an_installation_before_anything_is_made(plain: ControlPlane, helm: Config) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    with pytest.raises(HelmError, match="additional properties 'enforcment' not allowed"):
+        helm.install(CHART, RELEASE, {"enforcment": {"enabled": True}})
+    assert ours(plain) == set()
+
+
+# What the accounts may do
+
+
+def agent_token(cluster: ControlPlane, node: str) -> str:
+    """As the kubelet would mount it into the agent's pod on ``node``, which is made from the DaemonSet's template."""
+    daemonset = cluster.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/nodemem-agent")
+    template = daemonset["spec"]["template"]
+    name = f"nodemem-agent-{node}"
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": template["metadata"]["labels"]},
+        "spec": {**template["spec"], "nodeName": node},
+    }
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    try:
+        made = cluster.request("GET", f"{path}/{name}")
+    except ApiError:
+        made = cluster.request("POST", f"{path}?fieldValidation=Strict", pod)
+    return cluster.service_account_token(NAMESPACE, "nodemem-agent", pod=made)
+
+
+def refused(
+    cluster: ControlPlane, token: str, method: str, path: str, body: Any = None, kind: str | None = None
+) -> str:
+    """The server's words."""
+    with pytest.raises(ApiError) as caught:
+        cluster.request(method, path, body, token=token, content_type=kind)
+    assert caught.value.code == 403, caught.value
+    return caught.value.message
+
+
+def report(node: str) -> dict[str, Any]:
+    return {"apiVersion": "nodemem.io/v1alpha1", "kind": "MemoryReport", "metadata": {"name": node}}
+
+
+def status(node: str) -> dict[str, Any]:
+    return {**report(node), "status": {"agentVersion": "1"}}
+
+
+def test_an_agent_writes_the_report_of_its_own_node_alone(installed: ControlPlane) -> None:
+    token_a, token_b = agent_token(installed, "node-a"), agent_token(installed, "node-b")
+    for node, token in (("node-a", token_a), ("node-b", token_b)):
+        installed.apply(report(node), manager="nodemem-agent", token=token)
+        installed.apply(status(node), manager="nodemem-agent", token=token, subresource="status")
+    says = "the nodemem agent of node node-a may write no MemoryReport but its own, not node-b"
+    query = "?fieldManager=nodemem-agent&force=true"
+    apply = "application/apply-patch+yaml"
+    merge = "application/merge-patch+json"
+    mine = {"metadata": {"labels": {"x": "y"}}}
+    assert says in refused(installed, token_a, "PATCH", f"{REPORTS}/node-b/status{query}", status("node-b"), apply)
+    assert says in refused(installed, token_a, "PATCH", f"{REPORTS}/node-b{query}", report("node-b"), apply)
+    assert says in refused(installed, token_a, "PATCH", f"{REPORTS}/node-b", mine, merge)
+    assert "but its own, not node-c" in refused(installed, token_a, "POST", REPORTS, report("node-c"))
+    assert "but its own, not node-c" in refused(
+        installed, token_a, "PATCH", f"{REPORTS}/node-c{query}", report("node-c"), apply
+    )
+    installed.request("PATCH", f"{REPORTS}/node-a", mine, token=token_a)
+    for node in ("node-a", "node-b"):
+        assert "cannot delete" in refused(installed, token_a, "DELETE", f"{REPORTS}/{node}")
+    assert "cannot deletecollection" in refused(installed, token_a, "DELETE", REPORTS)
+    assert "cannot update" in refused(installed, token_a, "PUT", f"{REPORTS}/node-a", report("node-a"))
+
+
+def test_the_policy_holds_even_where_somebody_gives_the_agents_more(installed: ControlPlane) -> None:
+    token_a, token_b = agent_token(installed, "node-a"), agent_token(installed, "node-b")
+    installed.apply(report("node-b"), manager="nodemem-agent", token=token_b)
+    rule = {"apiGroups": ["nodemem.io"], "resources": ["memoryreports", "memoryreports/status"], "verbs": ["*"]}
+    meta = {"name": "too-generous"}
+    subject = {"kind": "ServiceAccount", "name": "nodemem-agent", "namespace": NAMESPACE}
+    ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "too-generous"}
+    kind = "rbac.authorization.k8s.io/v1"
+    installed.apply(
+        {"apiVersion": kind, "kind": "ClusterRole", "metadata": meta, "rules": [rule]},
+        {"apiVersion": kind, "kind": "ClusterRoleBinding", "metadata": meta, "roleRef": ref, "subjects": [subject]},
+    )
+    try:
+        says = "may write no MemoryReport but its own, not node-b"
+        stored = installed.request("GET", f"{REPORTS}/node-b")
+        until(
+            lambda: "only" and says in _words(installed, token_a, "DELETE", f"{REPORTS}/node-b"), "the policy's words"
+        )
+        assert says in refused(installed, token_a, "PUT", f"{REPORTS}/node-b", stored)
+        assert says in refused(installed, token_a, "PUT", f"{REPORTS}/node-b/status", stored)
+        with pytest.raises(ApiError):
+            installed.request("DELETE", REPORTS, token=token_a)
+        assert installed.request("GET", f"{REPORTS}/node-b")["metadata"]["uid"] == stored["metadata"]["uid"]
+        installed.request("PUT", f"{REPORTS}/node-b", stored, token=token_b)
+    finally:
+        installed.kubectl("delete", "clusterrole,clusterrolebinding", "too-generous")
+
+
+def _words(cluster: ControlPlane, token: str, method: str, path: str) -> str:
+    try:
+        cluster.request(method, path, token=token)
+    except ApiError as error:
+        return error.message
+    return ""
+
+
+def test_a_token_that_names_no_node_writes_no_report(installed: ControlPlane) -> None:
+    token = installed.service_account_token(NAMESPACE, "nodemem-agent")
+    assert "names no node" in refused(installed, token, "POST", REPORTS, report("node-a"))
+
+
+def test_the_policy_is_for_agents_and_nobody_else(installed: ControlPlane) -> None:
+    installed.request("POST", REPORTS, report("by-hand"))
+    installed.request("DELETE", f"{REPORTS}/by-hand")
+
+
+RULES = tuple[str, str, str, str]
+
+
+def expanded(rules: Sequence[Any]) -> set[RULES]:
+    return {
+        (group, resource, verb, name)
+        for rule in rules
+        for group in rule.get("apiGroups") or ()
+        for resource in rule.get("resources") or ()
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames") or [""]
+    }
+
+
+def rights(cluster: ControlPlane, token: str, namespace: str) -> set[RULES]:
+    """All that the bearer may do in the namespace and the cluster, as the server's authorizer sums it up."""
+    answer = cluster.request(
+        "POST",
+        "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+        {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": namespace},
+        },
+        token=token,
+    )
+    return expanded(answer["status"]["resourceRules"])
+
+
+@pytest.mark.parametrize("component", ["agent", "controller"])
+def test_an_account_may_do_what_its_roles_say_and_nothing_else(installed: ControlPlane, component: str) -> None:
+    installed.kubectl("create", "serviceaccount", f"nobody-{component}", "-n", "default")
+    nobody = rights(installed, installed.service_account_token("default", f"nobody-{component}"), "default")
+    token = installed.service_account_token(NAMESPACE, f"nodemem-{component}")
+    objects = render()
+    cluster_wide = expanded(find(objects, "ClusterRole", f"nodemem-{component}")["rules"])
+    assert rights(installed, token, "default") - nobody == cluster_wide
+    inside = expanded(find(objects, "Role", "nodemem-controller")["rules"]) if component == "controller" else set()
+    assert rights(installed, token, NAMESPACE) - nobody == cluster_wide | inside
+
+
+NOBODYS = [
+    ("GET", "/api/v1/secrets", None),
+    ("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/sh.helm.release.v1.nodemem.v1", None),
+    ("GET", "/api/v1/configmaps", None),
+    ("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/nodemem-agent/token", {}),
+    ("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/nodemem-controller/token", {}),
+    ("POST", "/api/v1/namespaces/default/pods", {"metadata": {"name": "x"}}),
+    ("DELETE", "/api/v1/namespaces/default/pods/x", None),
+    ("GET", "/api/v1/namespaces/default/pods/x/exec?command=sh&stdin=true", None),
+    ("POST", "/api/v1/namespaces/default/pods/x/eviction", {}),
+    ("PATCH", "/api/v1/nodes/node-a", {"spec": {"unschedulable": True}}),
+    ("PATCH", "/api/v1/nodes/node-a/status", {"status": {}}),
+    ("GET", "/api/v1/nodes/node-a/proxy/metrics", None),
+    ("PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterroles/nodemem-agent", {"rules": []}),
+    ("POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", {}),
+    ("DELETE", "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/nodemem-agent-own-report", None),
+    ("PATCH", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/memoryreports.nodemem.io", {}),
+    ("PATCH", "/apis/nodemem.io/v1alpha1/oompolicies/x", {}),
+    ("POST", "/apis/nodemem.io/v1alpha1/tmpfspolicies", {}),
+    ("PATCH", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/nodemem-agent", {}),
+]
+AGENTS = [
+    ("GET", "/api/v1/nodes", None),
+    ("GET", "/api/v1/namespaces/default/pods/x", None),
+    ("GET", "/apis/nodemem.io/v1alpha1/oomexposures", None),
+    ("PATCH", "/apis/nodemem.io/v1alpha1/namespaces/default/oomexposures/x", {}),
+    ("PATCH", "/api/v1/namespaces/default/events/x", {}),
+    ("DELETE", "/api/v1/namespaces/default/events/x", None),
+    ("POST", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases", {}),
+]
+CONTROLLERS = [
+    ("GET", "/api/v1/pods", None),
+    ("POST", REPORTS, {}),
+    ("DELETE", REPORTS, None),
+    ("PUT", "/apis/nodemem.io/v1alpha1/memoryreports/node-a/status", {}),
+    ("PATCH", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/another", {}),
+    ("GET", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/nodemem-controller", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), NOBODYS + AGENTS)
+def test_what_the_agent_must_not_do_is_refused(installed: ControlPlane, method: str, path: str, body: Any) -> None:
+    assert "cannot" in refused(installed, agent_token(installed, "node-a"), method, path, body)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), NOBODYS + CONTROLLERS)
+def test_what_the_controller_must_not_do_is_refused(installed: ControlPlane, method: str, path: str, body: Any) -> None:
+    assert "cannot" in refused(
+        installed, installed.service_account_token(NAMESPACE, "nodemem-controller"), method, path, body
+    )
+
+
+def test_who_may_view_a_namespace_sees_its_exposures(installed: ControlPlane) -> None:
+    installed.kubectl("create", "serviceaccount", "viewer", "-n", "default")
+    binding = ["--clusterrole=view", "--serviceaccount=default:viewer", "-n", "default"]
+    installed.kubectl("create", "rolebinding", "viewer", *binding)
+    token = installed.service_account_token("default", "viewer")
+    path = "/apis/nodemem.io/v1alpha1/namespaces/{}/oomexposures"
+    # The role view is put together by the controller manager, which this control plane runs without that part.
+    role = installed.request("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/nodemem-view")
+    assert role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    view = installed.request("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/view")
+    view["rules"] = [*(view.get("rules") or []), *role["rules"]]
+    view.pop("aggregationRule")
+    installed.request("PUT", "/apis/rbac.authorization.k8s.io/v1/clusterroles/view", view)
+    until(lambda: not _words(installed, token, "GET", path.format("default")), "a view")
+    assert "cannot list" in refused(installed, token, "GET", path.format("kube-system"))
+
+
+# The agent as the DaemonSet runs it: its user, its capabilities, its account
+
+
+def chart_capabilities(*, enforcement: bool = False) -> list[str]:
+    daemonset = find(render({"enforcement": {"enabled": enforcement}}), "DaemonSet", "nodemem-agent")
+    context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    return [each.lower() for each in context["capabilities"]["add"]]
+
+
+def with_capabilities(names: Sequence[str]) -> list[str]:
+    """As a runtime starts user 0 with ``drop: [ALL]``, ``add: names`` and no privilege escalation."""
+    bounding = ",".join(["-all", *(f"+{each}" for each in names)])
+    return ["setpriv", "--reuid=0", "--regid=0", "--clear-groups", "--no-new-privs", f"--bounding-set={bounding}"]
+
+
+def test_the_agent_reports_with_the_charts_rights_and_capabilities_alone(
+    installed: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pod = make_pod(installed, "default", "app", "node-a", [("main", "c" * 64)])
+    token = agent_token(installed, "node-a")
+    launcher = tmp_path / "python"
+    words = " ".join(with_capabilities(chart_capabilities()))
+    launcher.write_text(f'#!/bin/sh\nexec {words} {sys.executable} "$@"\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    kubeconfig = installed.write_kubeconfig(tmp_path / "kubeconfig", token)
+    with running_agent("node-a", kubeconfig, "--interval=5", "--refresh=1") as running:
+        found = until(lambda: (report_of(installed, "node-a") or {}).get("status", {}).get("summary"), "a report", 60)
+        assert found["total"].endswith("i")
+        capabilities = [
+            line for line in Path(f"/proc/{running.pid}/status").read_text().splitlines() if line.startswith("Cap")
+        ]
+        effective = int(next(line for line in capabilities if line.startswith("CapEff")).split()[1], 16)
+        assert effective.bit_count() == len(chart_capabilities())
+        refusals = [each for each in running.log() if each.get("status") in (401, 403)]
+        assert refusals == []
+    stored = installed.request("GET", f"{REPORTS}/node-a")
+    assert stored["metadata"]["ownerReferences"][0]["name"] == "node-a"
+    assert pod["metadata"]["name"] == "app"
+
+
+def test_the_agent_started_on_another_node_with_a_stolen_token_gets_nowhere(
+    installed: ControlPlane, tmp_path: Path
+) -> None:
+    kubeconfig = installed.write_kubeconfig(tmp_path / "kubeconfig", agent_token(installed, "node-a"))
+    make_node(installed, "node-d")
+    with running_agent("node-d", kubeconfig, "--interval=5", "--refresh=1") as running:
+        until(lambda: [each for each in running.log() if each.get("status") == 403], "the refusal in the log", 60)
+        assert "may write no MemoryReport but its own, not node-d" in running.text()
+    assert report_of(installed, "node-d") is None
+
+
+# Each capability is needed. What each test looks at fails without one of them.
+
+
+def observed(capabilities: Sequence[str], *pids: int) -> dict[str, Any]:
+    """The report of this machine, by a process with these capabilities."""
+    command = [*with_capabilities(capabilities), sys.executable, "-m", "nodemem.cli.main"]
+    result = subprocess.run(
+        [*command, "report", "-o", "json", "--no-history", "--all"], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(result.stdout)["status"]
+    return found
+
+
+def _become(user: int) -> None:
+    workloads.drop_privileges(user)
+
+
+@contextlib.contextmanager
+def others() -> Iterator[str]:
+    """A tmpfs of mode 0700 and shared memory without a file, of other users, in another mount namespace; the name of
+    its largest file."""
+
+    def private_tmpfs() -> None:
+        workloads.unshare(workloads.CLONE_NEWNS)
+        workloads.mount("x", "/mnt", "tmpfs", 0, "size=64m,mode=0700,uid=1000")
+        workloads.fill("/mnt/big-one", 24 * MIB)
+        _become(1000)
+
+    def anonymous() -> None:
+        _become(1001)
+        ctypes.CDLL(None).prctl(4, 1)
+        closed = os.memfd_create("nodemem-mapped")
+        os.ftruncate(closed, 24 * MIB)
+        mapped = mmap.mmap(closed, 24 * MIB)
+        mapped.write(b"x" * (24 * MIB))
+        os.close(closed)
+        opened = os.memfd_create("nodemem-opened")
+        os.write(opened, b"x" * (24 * MIB))
+        _kept.extend([mapped, opened])
+
+    with workloads.child(private_tmpfs), workloads.child(anonymous):
+        yield "big-one"
+
+
+_kept: list[Any] = []
+
+
+def sizes(found: dict[str, Any]) -> dict[str, int]:
+    return {
+        each["name"]: each["bytes"] for each in found["shmem"]["objects"] if each["name"].startswith("/memfd:nodemem-")
+    }
+
+
+def largest(found: dict[str, Any], name: str) -> list[Any]:
+    return [file for each in found["tmpfs"] for file in each["largest"] if file["path"].endswith(name)]
+
+
+def unseen(found: dict[str, Any]) -> str:
+    return " ".join(each.get("message") or "" for each in found["conditions"] if each["type"] == "Complete")
+
+
+def test_the_reporters_capabilities_show_other_users_memory_and_none_can_go() -> None:
+    granted = chart_capabilities()
+    with others() as name:
+        complete = observed(granted)
+        assert sizes(complete) == {"/memfd:nodemem-mapped": 24 * MIB, "/memfd:nodemem-opened": 24 * MIB}
+        assert largest(complete, name)
+
+        blind = observed([each for each in granted if each != "sys_ptrace"])
+        assert sizes(blind) == {}
+        assert not largest(blind, name)
+
+        barred = observed([each for each in granted if each != "dac_read_search"])
+        assert not largest(barred, name)
+        assert "/memfd:nodemem-opened" not in sizes(barred)
+
+        unmapped = observed([each for each in granted if each != "checkpoint_restore"])
+        assert "size of a mapped object" in unseen(unmapped)
+        assert "size of a mapped object: Operation not permitted" not in unseen(complete)
+
+
+def test_the_kernels_log_is_open_with_syslog_alone_where_the_kernel_restricts_it() -> None:
+    ask = "import ctypes; print(ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), 64) >= 0)"
+
+    def open_to(capabilities: Sequence[str]) -> bool:
+        command = [*with_capabilities(capabilities), sys.executable, "-c", ask]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+    granted = chart_capabilities()
+    restricted = Path("/proc/sys/kernel/dmesg_restrict").read_text().strip() != "0"
+    assert open_to(granted)
+    assert open_to([each for each in granted if each != "syslog"]) is not restricted
+
+
+def resized(capabilities: Sequence[str], device: str, size: str) -> subprocess.CompletedProcess[str]:
+    command = [*with_capabilities(capabilities), sys.executable, "-m", "nodemem.cli.main"]
+    return subprocess.run([*command, "tmpfs", "resize", device, size], capture_output=True, text=True, check=False)
+
+
+@contextlib.contextmanager
+def containers_tmpfs(*, covered: bool) -> Iterator[str]:
+    def make() -> str:
+        workloads.unshare(workloads.CLONE_NEWNS)
+        workloads.mount("x", "/mnt", "tmpfs", 0, "size=64m")
+        number = os.stat("/mnt").st_dev
+        if covered:
+            workloads.mount("x", "/mnt", "tmpfs", 0, "size=1m")
+        _become(1000)
+        return f"{os.major(number)}:{os.minor(number)}"
+
+    with workloads.child(make) as (_, device):
+        yield device
+
+
+def test_resizing_takes_exactly_the_capabilities_that_enforcement_adds() -> None:
+    granted = chart_capabilities(enforcement=True)
+    with containers_tmpfs(covered=False) as device:
+        assert resized(chart_capabilities(), device, "32Mi").returncode == 1
+        assert resized([each for each in granted if each != "sys_admin"], device, "32Mi").returncode == 1
+        done = resized(granted, device, "32Mi")
+        assert done.returncode == 0, done.stderr
+    with containers_tmpfs(covered=True) as device:
+        assert resized([each for each in granted if each != "sys_chroot"], device, "32Mi").returncode == 1
+        done = resized(granted, device, "32Mi")
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,165 @@
+"""What the agent spares itself between two full looks, and that its figures stay the kernel's."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from kernel import workloads
+from kernel.workloads import MIB
+from nodemem.kernel.host import Host
+from nodemem.node.snapshot import Collector, Snapshot, Thrift
+
+SOURCES = ("tmpfs", "sysv", "memfd", "shared_anonymous", "deleted_open", "kernel_internal", "unattributed")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def collector(clock: Clock) -> Collector:
+    return Collector(Host(), Thrift(), clock=clock)
+
+
+@contextlib.contextmanager
+def counted_reads(collector: Collector) -> Iterator[list[str]]:
+    """The files that are read through the host meanwhile."""
+    paths: list[str] = []
+    host = collector._host
+    original = host.read, host.read_small
+
+    def read(path: str) -> bytes:
+        paths.append(path)
+        return original[0](path)
+
+    def read_small(path: str) -> bytes:
+        paths.append(path)
+        return original[1](path)
+
+    host.read, host.read_small = read, read_small  # type: ignore[method-assign]
+    try:
+        yield paths
+    finally:
+        host.read, host.read_small = original  # type: ignore[method-assign]
+
+
+def adds_up(snapshot: Snapshot) -> bool:
+    shmem = snapshot.shmem
+    found = sum(getattr(shmem, f"{source}_bytes") or 0 for source in SOURCES)
+    return found - shmem.swapped_bytes == shmem.total_bytes == snapshot.memory.partition.shmem_bytes
+
+
+def test_a_refresh_sees_memory_tmpfs_and_containers_move(collector: Collector) -> None:
+    container_id = secrets.token_hex(32)
+    with (
+        workloads.tmpfs_here(8 * MIB, limit=256 * MIB) as here,
+        workloads.container_cgroup("0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d", container_id) as place,
+    ):
+        before = collector.collect(full=False)
+        assert adds_up(before)
+        workloads.fill(f"{here.path}/more", 100 * MIB)
+        with workloads.shared_anonymous(70 * MIB, cgroup=place):
+            after = collector.refresh(before)
+    assert after.mounts.superblocks[here.device].used_bytes == 108 * MIB
+    assert after.shmem.tmpfs_bytes - before.shmem.tmpfs_bytes == 100 * MIB
+    # Which source the rest belongs to is only known after a full look.
+    assert after.shmem.unattributed_bytes - before.shmem.unattributed_bytes == pytest.approx(70 * MIB, abs=8 * MIB)
+    assert adds_up(after)
+    cgroups = [snapshot.containers[container_id].cgroup for snapshot in (before, after)]
+    assert cgroups[0] is not None
+    assert cgroups[1] is not None
+    assert (cgroups[1].shmem_bytes or 0) - (cgroups[0].shmem_bytes or 0) == 70 * MIB
+    assert cgroups[1].limit_bytes == cgroups[0].limit_bytes
+    assert cgroups[1].complete
+
+
+def test_a_refresh_asks_no_process(collector: Collector) -> None:
+    snapshot = collector.collect(full=False)
+    with counted_reads(collector) as paths:
+        refreshed = collector.refresh(snapshot)
+    assert "/proc/meminfo" in paths
+    assert not [path for path in paths if path.startswith("/proc/") and path.split("/")[2].isdecimal()]
+    assert refreshed.processes is snapshot.processes
+
+
+def test_what_went_since_is_left_out_or_as_it_was(collector: Collector) -> None:
+    container_id = secrets.token_hex(32)
+    with (
+        workloads.tmpfs_here(8 * MIB, limit=64 * MIB) as here,
+        workloads.container_cgroup("0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d", container_id),
+    ):
+        snapshot = collector.collect(full=False)
+    refreshed = collector.refresh(snapshot)
+    assert container_id not in refreshed.containers
+    assert refreshed.mounts.superblocks[here.device] == snapshot.mounts.superblocks[here.device]
+    assert here.device not in collector.collect(full=False).mounts.superblocks
+
+
+def test_a_mount_over_a_tmpfs_does_not_give_it_its_numbers(collector: Collector) -> None:
+    with workloads.tmpfs_here(8 * MIB, limit=64 * MIB) as here:
+        snapshot = collector.collect(full=False)
+        workloads.mount("none", here.path, "tmpfs", options="size=1m")
+        try:
+            refreshed = collector.refresh(snapshot)
+        finally:
+            workloads.umount(here.path)
+    assert refreshed.mounts.superblocks[here.device].used_bytes == 8 * MIB
+    assert refreshed.mounts.superblocks[here.device].size_bytes == 64 * MIB
+
+
+def test_files_are_looked_at_again_when_the_tmpfs_moved_or_time_has_passed(collector: Collector, clock: Clock) -> None:
+    with workloads.tmpfs_here(100 * MIB, limit=512 * MIB) as here:
+
+        def inspection() -> object:
+            return collector.collect(full=False).inspections[here.device]
+
+        first = inspection()
+        assert inspection() is first
+        workloads.fill(f"{here.path}/little", 30 * MIB)
+        assert inspection() is first
+        workloads.fill(f"{here.path}/much", 100 * MIB)
+        second = inspection()
+        assert second is not first
+        clock.now += 599
+        assert inspection() is second
+        clock.now += 2
+        assert inspection() is not second
+
+
+def test_small_tmpfs_are_not_searched(collector: Collector) -> None:
+    with workloads.tmpfs_here(32 * MIB, limit=64 * MIB) as here:
+        assert here.device not in collector.collect(full=False).inspections
+        assert here.device in Collector(Host()).collect(full=False).inspections
+
+
+def test_shared_memory_is_attributed_again_when_much_came(collector: Collector) -> None:
+    before = collector.collect(full=False)
+    with workloads.memfd(20 * MIB):
+        kept = collector.collect(full=False)
+        assert kept.shmem.memfd_bytes == before.shmem.memfd_bytes
+        assert adds_up(kept)
+    with workloads.memfd(150 * MIB):
+        again = collector.collect(full=False)
+        assert (again.shmem.memfd_bytes or 0) - (before.shmem.memfd_bytes or 0) >= 150 * MIB
+        assert adds_up(again)
+
+
+def test_growth_of_a_tmpfs_alone_costs_no_new_attribution(collector: Collector) -> None:
+    before = collector.collect(full=False)
+    attributed = collector._attributed
+    with workloads.tmpfs_here(200 * MIB, limit=512 * MIB):
+        after = collector.collect(full=False)
+    assert after.shmem.tmpfs_bytes - before.shmem.tmpfs_bytes == 200 * MIB
+    assert after.shmem.memfd_bytes == before.shmem.memfd_bytes
+    assert collector._attributed is attributed
