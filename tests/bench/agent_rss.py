@@ -1,4 +1,4 @@
-"""``python -m bench.agent_rss``: memory and CPU of the whole agent, on the synthetic node, publishing over TLS.
+"""``python -m bench.agent_rss``: memory of the whole agent, on the synthetic node, publishing over TLS.
 
 A real API server holds 110 pods of 3 containers for it to watch; the metrics are scraped. Scans are made much more
 often than in use, so that minutes show what hours would; a fifth of the processes changes in between. Status 1 if the
@@ -40,7 +40,7 @@ def main() -> int:
             named = [(f"c{at}", container) for at, container in enumerate(ids)]
             make_pod(cluster, _NAMESPACE, f"pod-{number:03}", _NODE, named, static_uid=uid)
         print(f"{options.processes} processes, {len(pods)} pods, {len(node.containers)} containers")
-        print(f"{'full scans':>11}{'VmRSS MB':>10}{'anon':>7}{'VmHWM':>7}{'CPU ms a full scan':>20}{'a refresh':>11}")
+        print(f"{'full scans':>11}{'VmRSS MB':>10}{'anon':>7}{'VmHWM':>7}{'ms a full scan':>20}{'a refresh':>11}")
         with running_agent(_NODE, cluster.kubeconfig, "--interval=0.5", "--refresh=0.2") as agent:
             report = until(lambda: report_of(cluster, _NODE), "the first report", 60)
             named_containers = [each for each in report["status"]["containers"] if each.get("podName")]

@@ -284,4 +284,4 @@ def events(cluster: ControlPlane, namespace: str) -> list[Object]:
 
 def writes(cluster: ControlPlane, *, since: int = 0) -> list[Object]:
     """Writes of controllers in the audit log, from the ``since``-th on."""
-    return [each for each in cluster.writes() if each["userAgent"].startswith(f"{MANAGER}/")][since:]
+    return [each for each in cluster.writes() if each.get("userAgent", "").startswith(f"{MANAGER}/")][since:]

@@ -26,7 +26,7 @@ OFTEN = ("--interval=0.4", "--refresh=0.2")
 AGENT_RULES = [
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
     {"apiGroups": ["nodemem.io"], "resources": ["memoryreports"], "verbs": ["list", "watch", "create", "patch"]},
     {"apiGroups": ["nodemem.io"], "resources": ["memoryreports/status"], "verbs": ["patch"]},
 ]

@@ -5,7 +5,6 @@ Needs root and a v1 memory hierarchy. Only oom_score_adj of 0 and above, which a
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -72,10 +71,6 @@ class Worker:
         self.ask(size)
         self._expect(b"held\n")
 
-    @property
-    def killed(self) -> bool:
-        return self._popen.poll() == -signal.SIGKILL
-
     def end(self) -> None:
         self._popen.kill()
         self._popen.wait()
@@ -101,6 +96,9 @@ class Pod:
     ) -> None:
         self.stack = stack
         self.limit = limit
+        self.pids: list[int] = []
+        self.log = workloads.KillLog()
+        stack.callback(self.log.close)
         sandbox = stack.enter_context(workloads.container_cgroup(UID, PAUSE_ID, qos=qos))
         self.app = stack.enter_context(workloads.container_cgroup(UID, APP_ID, qos=qos, limit=limit))
         self.path = self.app.parent
@@ -114,7 +112,13 @@ class Pod:
     def run(self, name: str, cgroup: Path | None = None, adj: int = 0) -> Worker:
         worker = Worker(name, cgroup or self.app, adj)
         self.stack.callback(worker.end)
+        self.pids.append(worker.pid)
         return worker
+
+    def first_kill(self) -> int:
+        """Of this pod's processes. A second may follow, before the pages of the first are back."""
+        eventually("a kill", lambda: any(pid in self.pids for pid in self.log.read()))
+        return next(pid for pid in self.log.pids if pid in self.pids)
 
     def usage(self, place: Path) -> int:
         return int((place / "memory.usage_in_bytes").read_text())
@@ -175,16 +179,16 @@ def test_skewed_adj_is_found_with_its_numbers_and_the_kernel_kills_whom_it_names
     assert skew(exposed).totalpages == pod.limit // HOST.page_size
 
     database.ask(4 * MIB)
-    eventually("a kill", lambda: database.killed or exporter.killed)
-    assert (exporter.killed, database.killed) == (True, False)
+    assert pod.first_kill() == exporter.pid
     after = ours(find())
     assert after[APP_ID].exposed is False
-    assert after[APP_ID].oom_kill_events == 1
+    assert (after[APP_ID].oom_kill_events or 0) >= 1
 
 
 def test_with_equal_adj_the_container_is_not_exposed_and_the_largest_dies(stack: contextlib.ExitStack) -> None:
     pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
-    database, exporter = pod.run("db", adj=990), pod.run("exporter", adj=990)
+    database = pod.run("db", adj=990)
+    pod.run("exporter", adj=990)
     pod.fill(database, pod.app, pod.limit)
     found = find()
     assert [each for each in found.exposures if each.outlook.pod_uid == UID] == []
@@ -193,8 +197,7 @@ def test_with_equal_adj_the_container_is_not_exposed_and_the_largest_dies(stack:
     assert outlook.predicted_victim is not None
     assert outlook.predicted_victim.pid == database.pid
     database.ask(4 * MIB)
-    eventually("a kill", lambda: database.killed or exporter.killed)
-    assert (exporter.killed, database.killed) == (False, True)
+    assert pod.first_kill() == database.pid
 
 
 def test_a_pod_of_one_container_hits_its_own_limit_first_and_not_the_containers(stack: contextlib.ExitStack) -> None:
@@ -212,8 +215,7 @@ def test_a_pod_of_one_container_hits_its_own_limit_first_and_not_the_containers(
     assert skew(exposed).predicted.pid == pod.pause.pid
     assert skew(exposed).largest.pid == app.pid
     app.ask(4 * MIB)
-    eventually("a kill", lambda: app.killed or pod.pause.killed)
-    assert (app.killed, pod.pause.killed) == (False, True)
+    assert pod.first_kill() == pod.pause.pid
 
 
 def test_a_guaranteed_container_at_0_is_drift_and_its_sandbox_is_not(stack: contextlib.ExitStack) -> None:

@@ -5,7 +5,6 @@ Needs root and the memory controller (v1 or v2). Only oom_score_adj of 0 and abo
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel.workloads import KillLog
 from nodemem.kernel import oom
 from nodemem.kernel.cgroups import discover
 from nodemem.kernel.host import Host
@@ -99,27 +99,6 @@ class Worker:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-
-
-class KillLog:
-    """The pids that the kernel says it killed, in order, from now on. /dev/kmsg gives one record a read(2)."""
-
-    def __init__(self) -> None:
-        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.lseek(self._fd, 0, os.SEEK_END)
-        self.pids: list[int] = []
-
-    def read(self) -> list[int]:
-        while True:
-            try:
-                record = os.read(self._fd, 8192)
-            except BlockingIOError:
-                return self.pids
-            if match := re.search(rb"Killed process (\d+)", record):
-                self.pids.append(int(match[1]))
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 class Arena:

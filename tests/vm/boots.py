@@ -38,7 +38,7 @@ def cases_for(machine: Machine, *, short: bool = False) -> list[Case]:
 
 
 def boot(machine: Machine, *, short: bool = False) -> Boot:
-    """The experiments of the cases and what else is looked at on every machine. Raises GuestError, the same each time."""
+    """The cases' experiments and what else is looked at on every machine. Raises GuestError, the same each time."""
     found = _boot(machine, short)
     if isinstance(found, GuestError):
         raise found

@@ -27,8 +27,8 @@ class Case:
     short: bool = False
     stalled: bool = False
     hasty: tuple[int, ...] | None = None
-    """What a kernel 7.x may do instead: there the scan passes over a process that is already exiting, so the next one dies
-    before the memory of the last is back (css_task_iter_advance() without CSS_TASK_ITER_WITH_DEAD)."""
+    """What a kernel 7.x may do instead: there the scan passes over a process that is already exiting, so the next one
+    dies before the memory of the last is back (css_task_iter_advance() without CSS_TASK_ITER_WITH_DEAD)."""
 
 
 def _case(

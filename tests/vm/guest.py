@@ -1,7 +1,7 @@
 """The first process of a guest: mounts what nodemem reads, runs the scenarios, sends their results, powers off.
 
-Runs in the guest alone, as /init. Results go out by the second serial port, one JSON object a line; the first serial port
-is the kernel's console. Each scenario is a child of its own, so that one that dies or hangs costs only itself.
+Runs in the guest alone, as /init. Results go out by the second serial port, one JSON object a line; the first serial
+port is the kernel's console. Each scenario is a child of its own, so that one that dies or hangs costs only itself.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ def main() -> NoReturn:
         for scenario in job["scenarios"]:
             send(results, {"scenario": scenario["id"]} | run(scenario))
         send(results, {"done": True})
-    except BaseException:  # the last words of pid 1 go to the console
+    except BaseException:  # noqa: BLE001 - the last words of pid 1 go to the console
         traceback.print_exc()
     finally:
         os.sync()
@@ -70,7 +70,7 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         try:
             module = importlib.import_module(scenario["module"])
             answer = {"value": getattr(module, scenario["function"])(**scenario["arguments"])}
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the host is to see it
             answer = {"error": traceback.format_exc()}
         with os.fdopen(writer, "w") as pipe:
             pipe.write(json.dumps(answer))

@@ -1,7 +1,7 @@
 """Boots a Debian kernel under QEMU and runs functions inside it; results come back as JSON values.
 
-Emulated (TCG), never KVM: it works the same on any machine, and a boot takes some seconds. A boot with several scenarios
-costs little more than one, so give all scenarios of a combination of kernel, cgroup version and swap to one ``run``.
+Emulated (TCG), never KVM: it works the same on any machine, and a boot takes some seconds. A boot with several
+scenarios costs little more than one, so give all scenarios of a combination of kernel, cgroup version and swap to one ``run``.
 """
 
 import json
@@ -21,7 +21,7 @@ _SOURCE = _HERE.parent.parent / "operator" / "nodemem"
 _PAGE = 4096
 
 _CPU = "qemu64,-cx16,+rdrand"
-"""Without cmpxchg16b: QEMU 7.2's emulation of it now and then leaves garbage in the flags, and the slab allocator dies of it."""
+"""Without cmpxchg16b: QEMU 7.2 now and then leaves garbage in the flags after it, and the slab allocator dies of that."""
 
 CONSOLE_TAIL = 6000
 """Characters of the console and of the kernel's log in a failure's message."""
@@ -37,7 +37,7 @@ class ScenarioError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What to boot. Sizes as QEMU writes them ("512M"); ``swap`` None is none; ``append`` goes to the kernel's command line."""
+    """What to boot. Sizes as QEMU writes them ("512M"); ``append`` goes to the kernel's command line."""
 
     kernel: str
     cgroup: Literal["v1", "v2", "hybrid"] = "v2"

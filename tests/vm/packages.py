@@ -1,8 +1,9 @@
 """Kernels and a small userland for the guests, fetched once by apt and kept outside the tree.
 
-Everything comes from the mirror that this machine's own apt uses, whichever that is: its address and its settings are asked
-of apt at run time. A scratch apt state is used, so nothing of the machine's own apt is changed. apt checks the
-signatures and the hashes; a suite whose key this machine does not have fails with apt's words and is never fetched unchecked.
+Everything comes from the mirror that this machine's own apt uses, whichever that is: its address and its settings are
+asked of apt at run time. A scratch apt state is used, so nothing of the machine's own apt is changed. apt checks the
+signatures and the hashes; a suite whose key this machine does not have fails with apt's words and is never fetched
+unchecked.
 """
 
 import fcntl
@@ -215,7 +216,7 @@ class _Apt:
         # package cache after an update); its proxy, certificates and time-outs come along as the Acquire tree.
         settings = {
             "APT::Architecture": "amd64",
-            "APT::Sandbox::User": "root",  # _apt can't enter a home directory; hashes and signatures are checked all the same
+            "APT::Sandbox::User": "root",  # _apt can't enter a home directory; signatures are checked all the same
             "Dir::Etc::main": self._state / "none",
             "Dir::Etc::parts": self._state / "empty",
             "Dir::Etc::sourcelist": self._state / "suite.sources",

@@ -30,11 +30,11 @@ def experiment(
     late_settings: Sequence[Sequence[str]] = (),
     patience_seconds: float = 30.0,
 ) -> dict[str, Any]:
-    """``nodemem oom lab``: programs are [size in KiB, oom_score_adj] or [.., .., group], numbered from 1; ``grows`` too.
+    """``nodemem oom lab``: programs are [size in KiB, oom_score_adj] or [.., .., group]; ``grows`` counts from 1.
 
     ``swap`` False: without the machine's swap. ``settings``: [file below /proc/sys, value], put back afterwards;
-    ``cgroup_settings``: [file of the experiment's cgroup, value], written when the programs run; ``late_settings`` are those
-    of /proc/sys that are.
+    ``late_settings`` are written when the programs run, and so are ``cgroup_settings``: [file of the experiment's
+    cgroup, value].
     """
     made = tuple(lab.Program(int(each[0]) << 10, int(each[1]), *each[2:]) for each in programs)
     largest = max(range(len(made)), key=lambda at: made[at].size_bytes)

@@ -1,4 +1,4 @@
-"""The report on what this machine can't be: a cgroup v2 node with swap, on which a tmpfs holds more than is resident."""
+"""The report on what this machine can't be: a cgroup v2 node with swap, where a tmpfs holds more than is resident."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from nodemem.node.report import Names
 from nodemem.node.status import OomKillStatus, ProcessRef
 from nodemem.node.units import timestamp
 
-KEPT = 8
+KEPT = 5
 EVENT_SECONDS = 3600.0
 """A kill that is older gets no Event: the server keeps them no longer, and an agent that starts reads the whole log."""
 

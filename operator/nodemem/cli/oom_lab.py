@@ -1,4 +1,4 @@
-"""``nodemem oom lab``: the experiment. Programs run out of memory together; the prediction stands beside what happened."""
+"""``nodemem oom lab``: programs run out of memory together, and the prediction stands beside what happened."""
 
 import argparse
 import re
@@ -13,6 +13,9 @@ from nodemem.cli.options import add_output
 from nodemem.cli.text import binary_size, console, dump, safe, table
 from nodemem.kernel import lab, oom
 from nodemem.kernel.host import Host
+
+_HASTY = (7, 0, 0)
+"""Since about then a memory cgroup's scan passes over processes that are exiting (docs/experiment.md)."""
 
 NOT_ALLOWED = 3
 DIFFERENT = 4
@@ -33,8 +36,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "lab",
         help="run programs out of memory in a cgroup of their own, and compare with the prediction",
-        description="Start programs with the oom_score_adj you give in a memory cgroup of their own, let one grow until the "
-        "cgroup is out of memory, and show whom the kernel kills next to whom nodemem predicted.",
+        description="Start programs with the oom_score_adj you give in a memory cgroup of their own, let one grow "
+        "until the cgroup is out of memory, and show whom the kernel kills next to whom nodemem predicted.",
         epilog=_EPILOG.format(scenarios="\n".join(f"  {each.name:11} {each.text}" for each in lab.SCENARIOS.values())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,7 +73,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         _GLOBAL_CONSENT,
         dest="consent",
         action="store_true",
-        help="with --global: anywhere. Processes of this machine that have nothing to do with the experiment may be killed",
+        help="with --global: anywhere. Processes of this machine that have nothing to do with it may be killed",
     )
     add_output(parser, "table", "json")
     parser.set_defaults(func=run, usage_error=parser.error)
@@ -278,6 +281,9 @@ def _show_result(before: lab.Standing, result: lab.Result, right: bool) -> None:
         )
     verdict = "The kernel killed as predicted" if right else "The kernel killed otherwise than predicted"
     out.print(Text(f"{verdict} (order seen in the {result.order_from}).", style="bold green" if right else "bold red"))
+    release = oom.parse_release(before.probe.release)
+    if not right and release is not None and release >= _HASTY:
+        out.print(Text("Kernels from 7.0 on may kill the next process before the memory of the last one is back."))
 
 
 def _kills(before: lab.Standing) -> str:

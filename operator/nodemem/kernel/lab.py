@@ -1,8 +1,8 @@
 """The OOM experiment: programs of given sizes and oom_score_adj run out of memory together, and the kernel chooses.
 
-A ``Plan`` enters; ``obstacles`` says beforehand what this process may not do; a ``Lab`` makes a memory cgroup of its own, starts the
-programs in the given order, tells who is predicted to die (``standing``), and then lets one of them grow (``drive``) until it is
-dead or alone. Who died is taken from the kernel: wait statuses for who, its log for the order.
+A ``Plan`` enters; ``obstacles`` says beforehand what this process may not do; a ``Lab`` makes a memory cgroup of its
+own, starts the programs in the given order, tells who is predicted to die (``standing``), and then lets one of them
+grow (``drive``) until it is dead or alone. Who died is taken from the kernel: wait statuses for who, its log for the order.
 
 Harmless to others by construction: the OOM happens inside a cgroup whose limit the cgroups above have room for; the
 programs die with this process (PR_SET_PDEATHSIG, end of their input); ``close`` removes everything. What a lab that was
@@ -53,9 +53,9 @@ class Program:
 class Plan:
     """``grows`` is an index into ``programs``, which start in their order.
 
-    ``limit_bytes`` None: no cgroup, the machine itself runs out. ``swap_bytes``: swap the cgroup may use. ``tmpfs_bytes``: written to
-    an unlinked tmpfs file by a process of the cgroup that is gone by the time of the OOM. ``oom_groups``: the groups with
-    memory.oom.group set ("" for the experiment's own cgroup, so for all).
+    ``limit_bytes`` None: no cgroup, the machine itself runs out. ``swap_bytes``: swap the cgroup may use.
+    ``tmpfs_bytes``: written to an unlinked tmpfs file by a process of the cgroup that is gone by the time of the OOM.
+    ``oom_groups``: the groups with memory.oom.group set ("" for the experiment's own cgroup, so for all).
     """
 
     programs: tuple[Program, ...]
@@ -144,7 +144,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         _scenario(
             "guaranteed",
-            "a Guaranteed pod (-997, pause -998) whose largest process was started first: clamped kernels kill the others",
+            "a Guaranteed pod (-997, pause -998), its largest process started first: clamped kernels kill the others",
             *((160 * _M, -997), (40 * _M, -997), (5 * _M, -997), (4, -998)),
             limit_mib=240,
         ),
@@ -209,8 +209,8 @@ def obstacles(plan: Plan, host: Host) -> list[Obstacle]:
         own = int(host.read_small(f"{host.proc}/self/oom_score_adj"))
         found.append(
             Obstacle(
-                f"oom_score_adj {lowest}: this process is at {own} and lacks CAP_SYS_RESOURCE, without which no lower one "
-                "can be given",
+                f"oom_score_adj {lowest}: this process is at {own} and lacks CAP_SYS_RESOURCE, without which no lower "
+                "one can be given",
                 f"run with CAP_SYS_RESOURCE, or give values from {own} up (scenario 'plain')",
             )
         )
@@ -234,7 +234,8 @@ def obstacles(plan: Plan, host: Host) -> list[Obstacle]:
     if available < plan.limit_bytes * 5 // 4:
         found.append(
             Obstacle(
-                f"{available} bytes of memory are available; with a limit of {plan.limit_bytes} the machine could run out first",
+                f"{available} bytes of memory are available; with a limit of {plan.limit_bytes} the machine could run "
+                "out first",
                 "a smaller --limit",
             )
         )
@@ -260,8 +261,8 @@ def _obstacles_to_cgroup(plan: Plan, hierarchy: Hierarchy, host: Host) -> list[O
             if room < (plan.limit_bytes or 0):
                 found.append(
                     Obstacle(
-                        f"memory cgroup {path} has {room} bytes left of its own limit, less than the experiment's: others "
-                        "in it could be killed",
+                        f"memory cgroup {path} has {room} bytes left of its own limit, less than the experiment's: "
+                        "others in it could be killed",
                         "a smaller --limit",
                     )
                 )
@@ -368,8 +369,8 @@ class Member:
 class Standing:
     """The state just before the experiment: everything the prediction was made from, and the prediction.
 
-    ``kills`` are in order; each may take several processes with it. ``rules`` are those of the probed generation, or today's
-    where the probe could not tell.
+    ``kills`` are in order; each may take several processes with it. ``rules`` are those of the probed generation, or
+    today's where the probe could not tell.
     """
 
     domain: oom.Domain
@@ -823,8 +824,8 @@ def foresee(
 def agrees(predicted: Sequence[oom.Prediction], killed: Sequence[int], *, ordered: bool = True) -> bool:
     """Whether the kernel did what was predicted: the same victims in the same order, each with all that dies with it.
 
-    Where the prediction names a tied set, any one of it will do. ``ordered`` False (the order was seen at the exits only)
-    compares inside a kill without order.
+    Where the prediction names a tied set, any one of it will do. ``ordered`` False (the order was seen at the exits
+    only) compares inside a kill without order.
     """
     rest = list(killed)
     for kill in predicted:

@@ -1,8 +1,8 @@
 """The program of the OOM experiment: takes memory page by page as it is told, and holds it.
 
-It reads 8-byte little-endian page counts from standard input, touches that many new pages of a private anonymous mapping
-for each, and writes the 8 bytes back. At the end of its input it exits. So whoever started it has it in hand, and it never
-outlives them.
+It reads 8-byte little-endian page counts from standard input, touches that many new pages of a private anonymous
+mapping for each, and writes the 8 bytes back. At the end of its input it exits. So whoever started it has it in hand,
+and it never outlives them.
 
 On x86-64 it is an executable of its own, a page of code and a page of stack, written here as machine code: a process of
 four pages can stand for a pod's pause process, which an interpreter of 9 MiB can't. On other machines, or where a memfd
