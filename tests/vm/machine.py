@@ -1,7 +1,8 @@
 """Boots a Debian kernel under QEMU and runs functions inside it; results come back as JSON values.
 
 Emulated (TCG), never KVM: it works the same on any machine, and a boot takes some seconds. A boot with several
-scenarios costs little more than one, so give all scenarios of a combination of kernel, cgroup version and swap to one ``run``.
+scenarios costs little more than one, so give all that a combination of kernel, cgroup version and swap is wanted for to
+one ``run``.
 """
 
 import json
@@ -21,7 +22,7 @@ _SOURCE = _HERE.parent.parent / "operator" / "nodemem"
 _PAGE = 4096
 
 _CPU = "qemu64,-cx16,+rdrand"
-"""Without cmpxchg16b: QEMU 7.2 now and then leaves garbage in the flags after it, and the slab allocator dies of that."""
+"""Without cmpxchg16b: QEMU 7.2 now and then leaves garbage in the flags after it, and the slab allocator dies of it."""
 
 CONSOLE_TAIL = 6000
 """Characters of the console and of the kernel's log in a failure's message."""

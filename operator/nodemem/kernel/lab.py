@@ -2,7 +2,8 @@
 
 A ``Plan`` enters; ``obstacles`` says beforehand what this process may not do; a ``Lab`` makes a memory cgroup of its
 own, starts the programs in the given order, tells who is predicted to die (``standing``), and then lets one of them
-grow (``drive``) until it is dead or alone. Who died is taken from the kernel: wait statuses for who, its log for the order.
+grow (``drive``) until it is dead or alone. Who died is taken from the kernel: wait statuses for who, its log for the
+order.
 
 Harmless to others by construction: the OOM happens inside a cgroup whose limit the cgroups above have room for; the
 programs die with this process (PR_SET_PDEATHSIG, end of their input); ``close`` removes everything. What a lab that was
