@@ -21,7 +21,7 @@ from nodemem.kernel.host import Host
 from nodemem.kernel.lab import Plan, Program
 
 KIB, MIB = 1 << 10, 1 << 20
-COMMAND = [sys.executable, "-m", "nodemem.cli.main", "oom", "lab"]
+COMMAND = [sys.executable, "-m", "nodemem", "oom", "lab"]
 CAP_SYS_RESOURCE = 24
 
 
@@ -153,9 +153,11 @@ def test_an_interrupted_lab_leaves_nothing(number: signal.Signals) -> None:
 
 def test_the_programs_of_a_killed_lab_die_and_the_next_lab_removes_its_cgroup() -> None:
     process = subprocess.Popen([*COMMAND, "--process", "8Mi", "--limit", "1Gi"], stdout=subprocess.PIPE)
-    until("no program was started", lab_programs)
-    process.kill()
-    process.communicate()
+    try:
+        until("no program was started", lab_programs)
+    finally:
+        process.kill()
+        process.communicate()
     until("programs outlive the lab", lambda: not lab_programs())
     (left,) = lab_cgroups()
     run(Plan((Program(MIB, 0),), 8 * MIB))

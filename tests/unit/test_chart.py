@@ -324,3 +324,17 @@ def test_the_build_sees_only_what_it_copies() -> None:
     ]
     assert sorted(allowed) == sorted(copied)
     assert all((ROOT / each).exists() for each in copied)
+
+
+@pytest.mark.parametrize("page", ["install.md", "security.md", "uninstall.md"])
+def test_values_named_in_the_docs_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    named = set(re.findall(r"--set ([\w.]+)=", text))
+    assert named
+    with Chart.load(CHART) as chart:
+        known = chart.values
+    for path in named:
+        value: Any = known
+        for key in path.split("."):
+            assert key in value, path
+            value = value[key]

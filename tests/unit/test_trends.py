@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodemem.cli.history import load, save
 from nodemem.node.trends import MAX_SAMPLES, WINDOW_SECONDS, History, Series, seconds_until
 
 MiB = 1 << 20
@@ -86,10 +87,10 @@ def test_history_survives_a_restart_but_not_a_reboot(tmp_path: Path) -> None:
     history = History("boot-1")
     for t in range(0, 600, 60):
         history.observe(t, [("shmem", MiB * t), ("tmpfs 0:39", 7)])
-    history.save(path)
-    assert History.load(path, "boot-1").bytes_per_hour("shmem") == pytest.approx(MiB * 3600)
-    assert History.load(path, "boot-2").bytes_per_hour("shmem") is None
-    assert History.load(path, None).bytes_per_hour("shmem") is None
+    save(history, path)
+    assert load(path, "boot-1").bytes_per_hour("shmem") == pytest.approx(MiB * 3600)
+    assert load(path, "boot-2").bytes_per_hour("shmem") is None
+    assert load(path, None).bytes_per_hour("shmem") is None
     assert [p.name for p in path.parent.iterdir()] == ["history.json"]
 
 
@@ -107,4 +108,4 @@ def test_a_damaged_history_is_an_empty_one(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as stream:
         stream.write(data)
         stream.flush()
-        assert History.load(Path(stream.name), "b").bytes_per_hour("shmem") is None
+        assert load(Path(stream.name), "b").bytes_per_hour("shmem") is None

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from nodemem.cli import history
 from nodemem.cli.meminfo import kernel_memory
-from nodemem.cli.report import default_history, stored_history
 from nodemem.cli.text import binary_size
 from nodemem.kernel.capture import RecordingHost
 from nodemem.node.snapshot import Collector
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     host = RecordingHost()
     snapshot = Collector(host).collect(deep="always")
-    stored_history(host, default_history(), snapshot.facts.boot_id)
+    history.of_host(host, history.default_path(), snapshot.facts.boot_id)
     kernel_memory(host, snapshot.memory.partition, always=True)
     host.write(path)
     print(f"{path}: {binary_size(path.stat().st_size)}; print it with: nodemem report --root {path}")

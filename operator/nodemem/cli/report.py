@@ -1,11 +1,10 @@
 """``nodemem report``: where this machine's memory went, on one screen or as a MemoryReport object."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nodemem.cli import history
 from nodemem.cli.meminfo import kernel_memory, level_down
 from nodemem.cli.options import add_output, add_root, positive_seconds
 from nodemem.cli.text import binary_size, console, dump, duration, growth, percent, safe, show, table
@@ -55,7 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         default=None,
         help="where figures are kept between runs, for growth (default: %(const)s)",
-        const=default_history(),
+        const=history.default_path(),
         nargs="?",
     )
     parser.add_argument(
@@ -65,28 +65,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(func=run)
 
 
-def default_history() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return Path(state, "nodemem", "history.json")
-
-
 def run(args: argparse.Namespace) -> int:
     """0 done. What could not be read is part of the report."""
     host: Host = args.host
     collector = Collector(host)
-    history_file = None if args.no_history or not host.live else args.history or default_history()
-    history: History | None = None
+    history_file = None if args.no_history or not host.live else args.history or history.default_path()
+    trend: History | None = None
     before: ReportStatus | None = None
     shown = 0
     while True:
         with _progress() as progress:
             snapshot = collector.collect(deep="always", progress=progress)
-        if history is None:
-            history = stored_history(host, history_file, snapshot.facts.boot_id)
-        report.observe(history, snapshot)
+        if trend is None:
+            trend = history.of_host(host, history_file, snapshot.facts.boot_id)
+        report.observe(trend, snapshot)
         if history_file is not None:
-            _save(history, history_file)
-        status = report.build(snapshot, history, everything=args.all or args.output in ("table", "wide"))
+            with suppress(OSError):  # a read-only home costs the growth between runs, not the report
+                history.save(trend, history_file)
+        status = report.build(snapshot, trend, everything=args.all or args.output in ("table", "wide"))
         if args.output in ("json", "yaml"):
             dump(report.as_object(status, snapshot.facts.node_name), args.output)
         else:
@@ -102,22 +98,6 @@ def run(args: argparse.Namespace) -> int:
         if not args.watch or not host.live or shown == args.count:
             return 0
         time.sleep(args.watch)
-
-
-def stored_history(host: Host, path: Path | None, boot_id: str | None) -> History:
-    """Through ``observe``, so that a capture brings its growth along."""
-    try:
-        stored = host.observe("history", lambda: (History.load(path, boot_id) if path else History(boot_id)).plain())
-    except FileNotFoundError:
-        stored = None
-    return History.from_plain(stored, boot_id)
-
-
-def _save(history: History, path: Path) -> None:
-    try:
-        history.save(path)
-    except OSError:
-        pass  # a read-only home costs the growth between runs, not the report
 
 
 @contextmanager

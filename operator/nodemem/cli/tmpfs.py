@@ -7,9 +7,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nodemem.cli import tmpfs_resize
+from nodemem.cli import history, tmpfs_resize
 from nodemem.cli.options import add_output, add_root, positive_seconds
-from nodemem.cli.report import default_history, render_tmpfs, stored_history
+from nodemem.cli.report import render_tmpfs
 from nodemem.cli.text import binary_size, dump, safe, show, table
 from nodemem.kernel import tmpfs
 from nodemem.kernel.host import Host
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """0 done."""
     host: Host = args.host
     snapshot = Collector(host).collect(deep="never", inspect=0)
-    history = stored_history(host, default_history(), snapshot.facts.boot_id)
-    status = report.build(snapshot, history, everything=True)
+    trend = history.of_host(host, history.default_path(), snapshot.facts.boot_id)
+    status = report.build(snapshot, trend, everything=True)
     if args.output in ("json", "yaml"):
         dump({"tmpfs": to_plain(status.tmpfs)}, args.output)
         return 0

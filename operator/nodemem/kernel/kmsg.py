@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from nodemem.kernel.host import Host
@@ -142,7 +141,7 @@ class Follower:
     def __init__(
         self,
         host: Host,
-        state_path: str | Path | None = None,
+        state_path: str | os.PathLike[str] | None = None,
         *,
         settle_seconds: float = SETTLE_SECONDS,
         open_source: Callable[[], Source] = lambda: _Device(DEVICE),
@@ -150,7 +149,7 @@ class Follower:
         """Raises OSError where /dev/kmsg can't be opened: the caller says so once and goes on without."""
         self.lost_records = 0
         self._settle_seconds = settle_seconds
-        self._state_path = None if state_path is None else Path(state_path)
+        self._state_path = None if state_path is None else os.fspath(state_path)
         self._boot_id = host.read_small(f"{host.proc}/sys/kernel/random/boot_id").decode("ascii", "replace").strip()
         self._parser = Parser(page_size=host.page_size)
         self._done_through = self._load()
@@ -207,7 +206,8 @@ class Follower:
         if self._state_path is None:
             return -1
         try:
-            state = json.loads(self._state_path.read_bytes())
+            with open(self._state_path, "rb") as stream:
+                state = json.load(stream)
             if state["bootId"] == self._boot_id:
                 return int(state["sequence"])
         except (OSError, ValueError, TypeError, KeyError):
@@ -219,11 +219,12 @@ class Follower:
         if sequence <= self._done_through or self._state_path is None:
             return
         self._done_through = sequence
-        beside = self._state_path.with_name(self._state_path.name + ".new")
+        beside = f"{self._state_path}.new"
         with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        beside.write_text(json.dumps({"bootId": self._boot_id, "sequence": sequence}))
-        beside.replace(self._state_path)
+            os.unlink(beside)
+        with open(beside, "x") as stream:
+            json.dump({"bootId": self._boot_id, "sequence": sequence}, stream)
+        os.replace(beside, self._state_path)
 
 
 def _time_of_day(uptime_usec: int) -> float:

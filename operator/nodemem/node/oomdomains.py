@@ -180,6 +180,7 @@ def places(snapshot: Snapshot) -> list[Place]:
     in_order = snapshot.probe.generation is not Generation.ACCURATE and hierarchy.memory_version == "v2"
     groups = {each.path for each in snapshot.containers.values() if each.cgroup and each.cgroup.oom_group}
     sandboxes = {each.path for each in snapshot.containers.values() if _is_sandbox(snapshot, each)}
+    sandbox_pids = {pid for each in snapshot.containers.values() if each.path in sandboxes for pid in each.pids}
     known_paths = {each.path for each in snapshot.containers.values()}
     index = {path: at for at, path in enumerate(walked)}
 
@@ -189,7 +190,7 @@ def places(snapshot: Snapshot) -> list[Place]:
         below = _below(walked, index, path) or [path, *also]
         found = [task for each in below for task in tasks.get(each, ())]
         inner = _oom_groups(hierarchy, below, known_paths) if hierarchy.memory_version == "v2" else set()
-        pause = {task.pid for task in found if any(_inside(task.cgroup or "", each) for each in sandboxes)}
+        pause = {task.pid for task in found if task.pid in sandbox_pids}
         container_id = ref.container_id if isinstance(ref, ContainerRef) else None
         return Place(
             scope=scope,

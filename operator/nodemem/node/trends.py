@@ -1,11 +1,7 @@
 """Growth of a byte figure over time: robust against single steps and gaps, in a bounded amount of memory."""
 
-import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 MAX_SAMPLES = 48
@@ -113,23 +109,3 @@ class History:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return cls(boot_id)
         return history
-
-    def save(self, path: Path) -> None:
-        """Replace the file atomically. Raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as stream:
-            try:
-                json.dump(self.plain(), stream)
-                stream.close()
-                os.replace(stream.name, path)
-            except BaseException:
-                os.unlink(stream.name)
-                raise
-
-    @classmethod
-    def load(cls, path: Path, boot_id: str | None) -> "History":
-        """The stored history of this boot; an empty one when there is none, or what is there isn't a history."""
-        try:
-            return cls.from_plain(json.loads(path.read_bytes()), boot_id)
-        except (OSError, ValueError, RecursionError):
-            return cls(boot_id)

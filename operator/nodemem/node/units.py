@@ -2,7 +2,6 @@
 
 import re
 from datetime import UTC, datetime
-from fractions import Fraction
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _QUANTITY = re.compile(r"([+-]?)([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+)|([a-zA-Z%]*))")
@@ -75,6 +74,8 @@ def parse_size(text: str, *, whole_bytes: int | None = None) -> int:
     if match is None:
         raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not a size: write one such as 512Mi, 2Gi, 1.5G or 10%")
     sign, number, exponent, suffix = match.groups()
+    from fractions import Fraction  # 1 MB of modules that an agent which only prints sizes can do without
+
     value = Fraction(number.rstrip(".") if number != "." else "0")
     if sign == "-" and value:
         raise ValueError(f"{text!r} is negative: write a size such as 2Gi")
