@@ -125,7 +125,7 @@ def test_without_the_kernel_log_the_exits_tell_who_died(monkeypatch: pytest.Monk
 
 
 def test_the_command_shows_scores_prediction_and_kills() -> None:
-    words = ["--process", "30Mi:0", "--process", "4Mi:500", "-o", "json"]
+    words = ["--process", "30Mi:0", "--process", "4Mi:900", "-o", "json"]
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["verdict"] == "asPredicted"

@@ -1,0 +1,45 @@
+"""``python -m cluster.clamped_agent``: the agent on this machine as if its kernel clamped scores (before 5.9).
+
+Two answers of the kernel are replaced. /proc/<pid>/oom_score reads 0, as a clamped kernel's does for small processes: this
+is what the probe looks at. And the processes of the container in $GUARANTEED read the oom_score_adj that the kubelet
+would have given them, because lowering it takes CAP_SYS_RESOURCE, which a test machine may lack.
+"""
+
+import os
+import re
+import sys
+
+from nodemem.agent import options
+from nodemem.agent.changes import Cadence
+from nodemem.agent.config import from_kubeconfig
+from nodemem.agent.loop import Agent, Intervals
+from nodemem.kernel.host import Host
+
+
+class ClampedHost(Host):
+    def __init__(self, guaranteed: str) -> None:
+        super().__init__()
+        self._guaranteed = guaranteed.encode()
+
+    def read_small(self, path: str) -> bytes:
+        data = super().read_small(path)
+        process = re.fullmatch(r"/proc/(\d+)/(oom_score|oom_score_adj)", path)
+        if process is None:
+            return data
+        if process[2] == "oom_score":
+            return b"0\n"
+        return b"-997\n" if self._guaranteed in super().read(f"/proc/{process[1]}/cgroup") else data
+
+
+if __name__ == "__main__":
+    told = options.parse(sys.argv[1:])
+    intervals = Intervals(told.refresh_seconds, told.scan_seconds, Cadence(2.0, 0.2))
+    agent = Agent(
+        told.node_name,
+        from_kubeconfig(told.kubeconfig or ""),
+        host=ClampedHost(os.environ["GUARANTEED"]),
+        listen=told.listen,
+        intervals=intervals,
+    )
+    agent.handle_signals()
+    sys.exit(0 if agent.run() else 1)
