@@ -1,7 +1,7 @@
 """``python -m cluster.clamped_agent``: the agent on this machine as if its kernel clamped scores (before 5.9).
 
-Two answers of the kernel are replaced. /proc/<pid>/oom_score reads 0, as a clamped kernel's does for small processes: this
-is what the probe looks at. And the processes of the container in $GUARANTEED read the oom_score_adj that the kubelet
+Two answers of the kernel are replaced. oom_score reads 0, as a clamped kernel's does for small processes: the
+probe looks at it. And the processes of the container in $GUARANTEED read the oom_score_adj that the kubelet
 would have given them, because lowering it takes CAP_SYS_RESOURCE, which a test machine may lack.
 """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.agentlab import REPORTS, make_node, make_pod, running_agent, until
+from cluster.agentlab import REPORTS, make_node, make_pod, report_of, running_agent, until
 from cluster.controllerlab import Controller, plane
 from cluster.controlplane import ApiError, ControlPlane
 from kernel import workloads
@@ -105,7 +105,7 @@ def test_a_slow_etcd_costs_time_and_nothing_else(cluster: ControlPlane, space: s
         agent = stack.enter_context(
             running_agent(node, cluster.kubeconfig, *options, cadence=Cadence(heartbeat_seconds=5.0, apart_seconds=0.5))
         )
-        until(lambda: cluster.request("GET", f"{REPORTS}/{node}").get("status"), "the report", 60)
+        until(lambda: (report_of(cluster, node) or {}).get("status"), "the report", 60)
         stack.enter_context(workloads.child(holds(2 * MIB, 999), place))
         before = len(writes_of(cluster, node))
         started = time.monotonic()
@@ -144,8 +144,8 @@ def test_the_agent_killed_again_and_again_leaves_a_report_that_is_right(cluster:
     ):
 
         def shown() -> Any:
-            status = cluster.request("GET", f"{REPORTS}/{node}").get("status", {})
-            return [each for each in status.get("tmpfs", ()) if each["device"] == made.device]
+            status = (report_of(cluster, node) or {}).get("status", {})
+            return [each for each in status.get("tmpfs", ()) if each["device"] == made.device] or None
 
         (entry,) = until(shown, "the tmpfs", 30)
         assert entry["usedBytes"] == 48 * MIB

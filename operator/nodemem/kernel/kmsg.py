@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from nodemem.kernel import syscalls
 from nodemem.kernel.host import Host
 from nodemem.kernel.oomlog import Parser, Report, unescape
 
@@ -29,6 +30,10 @@ SETTLE_SECONDS = 1.0
 """A kill counts as complete after so long without another line of it: the members of a group follow at once."""
 
 _UNDECIDED_SECONDS = 30.0
+_SYSLOG_LINE = re.compile(rb"<(\d{1,6})>\[ *(\d{1,12})\.(\d{6})\] ?(.*)")
+_SAME_MOMENT = 1000
+"""Records of one microsecond at most; the factor between times and made-up sequence numbers."""
+
 _HEAD = re.compile(rb"(\d{1,6}),(\d{1,20}),(\d{1,20}),([^;\n]{0,80});")
 
 
@@ -63,7 +68,12 @@ def parse_record(data: bytes) -> Record | None:
 
 
 class Source(Protocol):
-    """What the follower reads: one record a call, b"" or BlockingIOError for none now, OSError EPIPE for lost ones."""
+    """What the follower reads: one record a call, b"" or BlockingIOError for none now, OSError EPIPE for lost ones.
+
+    ``consecutive``: a gap in the sequence numbers is a lost record.
+    """
+
+    consecutive: bool
 
     def read(self) -> bytes: ...
 
@@ -71,6 +81,8 @@ class Source(Protocol):
 
 
 class _Device:
+    consecutive = True
+
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -81,12 +93,60 @@ class _Device:
         os.close(self._fd)
 
 
-def ring_buffer(path: str = DEVICE) -> Iterator[bytes]:
+class Syslog:
+    """The same records by syslog(2). A container without the device in its device cgroup can't open /dev/kmsg, whatever
+    its capabilities; this takes CAP_SYSLOG alone.
+
+    Each look copies the whole ring buffer (2 ms for 1 MiB). The call has no sequence numbers: they are made from the
+    times, which every reader of this boot sees alike. Needs printk.time, the default.
+    """
+
+    consecutive = False
+
+    def __init__(self) -> None:
+        self._last = -1
+        self._waiting: list[bytes] = []
+        self._look()
+
+    def read(self) -> bytes:
+        if not self._waiting:
+            self._look()
+        return self._waiting.pop() if self._waiting else b""
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+    def _look(self) -> None:
+        found: list[bytes] = []
+        moment, index = -1, 0
+        for line in syscalls.kernel_log().split(b"\n"):
+            match = _SYSLOG_LINE.fullmatch(line)
+            if match is None:
+                continue  # cut off at the start of the buffer
+            usec = int(match[2]) * 1_000_000 + int(match[3])
+            index = index + 1 if usec == moment else 0
+            moment, sequence = usec, usec * _SAME_MOMENT + index
+            if sequence > self._last:
+                self._last = sequence
+                text = match[4].replace(b"\\", rb"\x5c")
+                found.append(b"%s,%d,%d,-;%s" % (match[1], sequence, usec, text))
+        self._waiting = found[::-1]
+
+
+def open_log() -> Source:
+    """/dev/kmsg, or syslog(2) where that can't be opened. Raises OSError where neither is allowed."""
+    try:
+        return _Device(DEVICE)
+    except (PermissionError, FileNotFoundError):
+        return Syslog()
+
+
+def ring_buffer(source: Source | None = None) -> Iterator[bytes]:
     """What the kernel itself wrote and still remembers, oldest first, as dmesg prints it: ``[  12.345678] text``.
 
-    Raises OSError where the device can't be opened.
+    Raises OSError where the log can't be read.
     """
-    source = _Device(path)
+    source = source or open_log()
     try:
         for record in _records(source):
             if record.facility == 0:
@@ -144,9 +204,9 @@ class Follower:
         state_path: str | os.PathLike[str] | None = None,
         *,
         settle_seconds: float = SETTLE_SECONDS,
-        open_source: Callable[[], Source] = lambda: _Device(DEVICE),
+        open_source: Callable[[], Source] = open_log,
     ) -> None:
-        """Raises OSError where /dev/kmsg can't be opened: the caller says so once and goes on without."""
+        """Raises OSError where the log can't be read: the caller says so once and goes on without."""
         self.lost_records = 0
         self._settle_seconds = settle_seconds
         self._state_path = None if state_path is None else os.fspath(state_path)
@@ -166,7 +226,7 @@ class Follower:
         """
         found: list[Report] = []
         for record in _records(self._source):
-            if self._last_seen >= 0 and record.sequence > self._last_seen + 1:
+            if self._source.consecutive and 0 <= self._last_seen < record.sequence - 1:
                 self.lost_records += record.sequence - self._last_seen - 1
             self._last_seen = max(self._last_seen, record.sequence)
             if record.facility == 0 and record.sequence > self._done_through:

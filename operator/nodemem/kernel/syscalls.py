@@ -225,3 +225,24 @@ def _open_by_component(root: int, path: bytes, flags: int) -> int:
         if directory != root:
             os.close(directory)
     return fd
+
+
+SYSLOG_ACTION_READ_ALL = 3
+SYSLOG_ACTION_SIZE_BUFFER = 10
+
+
+def kernel_log() -> bytes:
+    """What is in the kernel's ring buffer, by syslog(2): ``<prio>[   12.345678] text`` lines. Takes nothing away from
+    other readers. Raises OSError (EPERM without CAP_SYSLOG, where kernel.dmesg_restrict is set)."""
+    size = _klogctl(SYSLOG_ACTION_SIZE_BUFFER, None, 0)
+    buffer = ctypes.create_string_buffer(size)
+    length = _klogctl(SYSLOG_ACTION_READ_ALL, buffer, size)
+    return ctypes.string_at(buffer, length)
+
+
+def _klogctl(action: int, buffer: Any, size: int) -> int:
+    done = int(_libc.klogctl(action, buffer, size))
+    if done < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "syslog(2)")
+    return done
