@@ -112,12 +112,12 @@ def test_after_a_410_pods_that_went_meanwhile_are_gone(plane: ControlPlane, node
     with running_agent(node, plane.kubeconfig, *OFTEN, cadence=FAST) as agent:
         until(lambda: agent.metric("nodemem_agent_pods") == 2, "both pods")
         agent.process.send_signal(signal.SIGSTOP)
-        plane.request("DELETE", f"/api/v1/namespaces/default/pods/goes-{node}", {"gracePeriodSeconds": 0})
+        for number in range(3):
+            plane.apply(config_map(f"{node}-{number}"))
         # A server that starts knows nothing older than its start: it answers the old version with 410.
         plane.stop("kube-apiserver", signal.SIGKILL)
         plane.start_apiserver()
-        for number in range(3):
-            plane.apply(config_map(f"{node}-{number}"))
+        plane.request("DELETE", f"/api/v1/namespaces/default/pods/goes-{node}", {"gracePeriodSeconds": 0})
         agent.process.send_signal(signal.SIGCONT)
         until(lambda: agent.metric("nodemem_agent_pods") == 1, "the pod that stays", 60)
         assert any(line["message"] == "the watch has to start again" for line in agent.log())

@@ -69,8 +69,10 @@ def test_a_guaranteed_pod_on_a_clamped_kernel_is_flagged_in_its_namespace_and_un
         )
         hog, _ = stack.enter_context(workloads.child(holds(80 * MIB), place))
         stack.enter_context(Controller(cluster, name="clamped"))
-        agent = stack.enter_context(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+        log = stack.enter_context((cluster.directory / "clamped-agent.log").open("wb"))
+        agent = stack.enter_context(subprocess.Popen(command, env=environment, stderr=log))
         stack.callback(agent.kill)
+        stack.callback(lambda: print(cluster.log("clamped-agent")[-3000:], cluster.log("controller-clamped")[-3000:]))
         with workloads.child(holds(2 * MIB), place) as (small, _):
             found = until(lambda: exposure(cluster, space, "bank-0"), "the exposure", 60)
             table = cluster.kubectl("get", "oomexposures", "-n", space)

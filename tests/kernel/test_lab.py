@@ -140,7 +140,12 @@ def test_the_command_shows_scores_prediction_and_kills() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_lab_leaves_nothing(number: signal.Signals) -> None:
     # A gigabyte takes a while to grow into; the signal comes in the middle.
-    process = subprocess.Popen([*COMMAND, "--process", "8Mi", "--limit", "1Gi"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, "--process", "8Mi", "--limit", "1Gi"],
+        stdout=subprocess.PIPE,
+        # Tests that run in the background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) and None,
+    )
     try:
         until("no program was started", lab_programs)
         process.send_signal(number)
