@@ -7,13 +7,13 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kernel import workloads
+from kernel.hungry import KillLog, Worker, eventually
 from nodemem.kernel import oom
 from nodemem.kernel.host import Host
 from nodemem.node import findings
@@ -26,66 +26,6 @@ UID = f"6f2a1c1e-0000-4000-8000-{os.getpid():012d}"
 PAUSE_ID, APP_ID = f"{os.getpid():063d}a", f"{os.getpid():063d}b"
 HOST = Host()
 MIB = 1 << 20
-PATIENCE_SECONDS = 60
-"""Not a claim about speed: after this the kernel is not going to do it any more."""
-
-WORKER = """
-import mmap, sys
-cgroup, adj, name = sys.argv[1:]
-open("/proc/self/comm", "w").write(name)
-open(cgroup + "/cgroup.procs", "w").write("0")
-open("/proc/self/oom_score_adj", "w").write(adj)
-held = []
-print("ready", flush=True)
-for line in sys.stdin:
-    part = mmap.mmap(-1, int(line), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for at in range(0, len(part), 4096):
-        part[at] = 1
-    held.append(part)
-    print("held", flush=True)
-"""
-
-
-class Worker:
-    """A process called ``name`` in ``cgroup`` that takes memory when told to."""
-
-    def __init__(self, name: str, cgroup: Path, adj: int) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", WORKER, str(cgroup), str(adj), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.pid = self._popen.pid
-        self._expect(b"ready\n")
-
-    def _expect(self, line: bytes) -> None:
-        assert self._popen.stdout is not None
-        assert self._popen.stdout.readline() == line
-
-    def ask(self, size: int) -> None:
-        assert self._popen.stdin is not None
-        self._popen.stdin.write(b"%d\n" % size)
-        self._popen.stdin.flush()
-
-    def take(self, size: int) -> None:
-        self.ask(size)
-        self._expect(b"held\n")
-
-    def end(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-        for stream in (self._popen.stdin, self._popen.stdout):
-            assert stream is not None
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-
-
-def eventually(what: str, ask: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not ask():
-        if time.monotonic() > deadline:
-            pytest.fail(f"still waiting for: {what}")
-        time.sleep(0.01)
 
 
 class Pod:
@@ -97,7 +37,7 @@ class Pod:
         self.stack = stack
         self.limit = limit
         self.pids: list[int] = []
-        self.log = workloads.KillLog()
+        self.log = KillLog()
         stack.callback(self.log.close)
         sandbox = stack.enter_context(workloads.container_cgroup(UID, PAUSE_ID, qos=qos))
         self.app = stack.enter_context(workloads.container_cgroup(UID, APP_ID, qos=qos, limit=limit))
@@ -110,7 +50,7 @@ class Pod:
         self.pause = self.run("pause", sandbox, pause_adj)
 
     def run(self, name: str, cgroup: Path | None = None, adj: int = 0) -> Worker:
-        worker = Worker(name, cgroup or self.app, adj)
+        worker = Worker(cgroup or self.app, adj, name=name)
         self.stack.callback(worker.end)
         self.pids.append(worker.pid)
         return worker
@@ -127,7 +67,7 @@ class Pod:
         """To 2 to 3 MiB under the limit, so that what is predicted now is what the kernel will find. The next 4 MiB
         then end in one kill, if that frees as much."""
         while (room := limit - self.usage(place)) > 3 * MIB:
-            worker.take(min(MIB, room - 2 * MIB))
+            assert worker.takes(min(MIB, room - 2 * MIB))
 
 
 @pytest.fixture
@@ -156,7 +96,7 @@ def test_skewed_adj_is_found_with_its_numbers_and_the_kernel_kills_whom_it_names
     pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
     database = pod.run("db")
     exporter = pod.run("exporter", adj=999)
-    exporter.take(4 * MIB)
+    assert exporter.takes(4 * MIB)
     pod.fill(database, pod.app, pod.limit)
 
     found = find()
@@ -204,7 +144,7 @@ def test_a_pod_of_one_container_hits_its_own_limit_first_and_not_the_containers(
     """Equal limits, as the kubelet sets them, and the pod's usage has the sandbox in it. The sandbox has the higher
     score here: it can only die if the whole pod takes part."""
     pod = Pod(stack, "Guaranteed", 64 * MIB, 64 * MIB, pause_adj=999)
-    pod.pause.take(4 * MIB)
+    assert pod.pause.takes(4 * MIB)
     app = pod.run("app")
     pod.fill(app, pod.path, pod.limit)
     found = find()
@@ -251,7 +191,7 @@ def test_a_memfd_of_the_same_size_is_not_taken_for_tmpfs(stack: contextlib.ExitS
 def test_the_command_finds_it_on_this_machine(stack: contextlib.ExitStack) -> None:
     pod = Pod(stack, "Burstable", 64 * MIB, 128 * MIB)
     database = pod.run("db")
-    pod.run("exp\x1b[2Jorter", adj=999).take(4 * MIB)
+    assert pod.run("exp\x1b[2Jorter", adj=999).takes(4 * MIB)
     pod.fill(database, pod.app, pod.limit)
     script = (
         "import argparse, sys; from nodemem.cli import oom_exposed; from nodemem.kernel.host import Host;"

@@ -5,16 +5,13 @@ Needs root and the memory controller (v1 or v2). Only oom_score_adj of 0 and abo
 
 import contextlib
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kernel.workloads import KillLog
+from kernel.hungry import KillLog, Worker, eventually
 from nodemem.kernel import oom
 from nodemem.kernel.cgroups import discover
 from nodemem.kernel.host import Host
@@ -26,24 +23,6 @@ MIB = 1 << 20
 LIMIT = 64 * MIB
 OVER = 4 * MIB
 """More than ``Arena.fill`` leaves, less than any victim frees: one kill is enough."""
-
-PATIENCE_SECONDS = 60
-"""Not a claim about speed: after this the kernel is not going to do it any more."""
-
-WORKER = """
-import mmap, sys
-cgroup, adj, flags = sys.argv[1], sys.argv[2], int(sys.argv[3])
-open(cgroup + "/cgroup.procs", "w").write("0")
-open("/proc/self/oom_score_adj", "w").write(adj)
-held = []
-print("ready", flush=True)
-for line in sys.stdin:
-    part = mmap.mmap(-1, int(line), flags=flags)
-    for at in range(0, len(part), 4096):
-        part[at] = 1
-    held.append(part)
-    print("held", flush=True)
-"""
 
 HOST = Host()
 PAGE = HOST.page_size
@@ -57,48 +36,6 @@ def node_totalpages() -> int:
 
 def tasks_now() -> list[Task]:
     return oom.tasks_from(ProcessTable(HOST).scan().processes.values(), PAGE)
-
-
-def eventually(what: str, ask: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not ask():
-        if time.monotonic() > deadline:
-            pytest.fail(f"still waiting for: {what}")
-        time.sleep(0.01)
-
-
-class Worker:
-    """A process in ``cgroup`` that takes memory when told to."""
-
-    def __init__(self, cgroup: Path, adj: int, shared: bool) -> None:
-        flags = 0x20 | (0x01 if shared else 0x02)  # MAP_ANONYMOUS | MAP_SHARED or MAP_PRIVATE
-        self._popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", WORKER, str(cgroup), str(adj), str(flags)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.pid = self._popen.pid
-        assert self._popen.stdout is not None
-        assert self._popen.stdout.readline() == b"ready\n"
-
-    def ask(self, size: int) -> None:
-        assert self._popen.stdin is not None
-        self._popen.stdin.write(b"%d\n" % size)
-        self._popen.stdin.flush()
-
-    def takes(self, size: int) -> bool:
-        """False when it died of it."""
-        self.ask(size)
-        assert self._popen.stdout is not None
-        return self._popen.stdout.readline() == b"held\n"
-
-    def end(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-        for stream in (self._popen.stdin, self._popen.stdout):
-            assert stream is not None
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
 
 
 class Arena:
@@ -131,7 +68,7 @@ class Arena:
         return self.make(self.directory / name, limit)
 
     def worker(self, mebibytes: int, adj: int = 0, cgroup: Path | None = None, shared: bool = False) -> Worker:
-        worker = Worker(cgroup or self.directory, adj, shared)
+        worker = Worker(cgroup or self.directory, adj, shared=shared)
         self.workers.append(worker)
         if mebibytes:
             assert worker.takes(mebibytes * MIB)

@@ -10,7 +10,6 @@ import ctypes
 import json
 import mmap
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -476,27 +475,6 @@ def _check(result: int, what: str) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
     return result
-
-
-class KillLog:
-    """The pids that the kernel says it killed, in order, from now on. /dev/kmsg gives one record a read(2)."""
-
-    def __init__(self) -> None:
-        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.lseek(self._fd, 0, os.SEEK_END)
-        self.pids: list[int] = []
-
-    def read(self) -> list[int]:
-        while True:
-            try:
-                record = os.read(self._fd, 8192)
-            except BlockingIOError:
-                return self.pids
-            if match := re.search(rb"Killed process (\d+)", record):
-                self.pids.append(int(match[1]))
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 def pids_of(workloads: Sequence[Workload]) -> list[int]:
