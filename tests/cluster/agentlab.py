@@ -118,7 +118,8 @@ class RunningAgent:
         self.port = _free_port()
         module = "nodemem.agent" if cadence is None else "cluster.fast_agent"
         command = [sys.executable, "-m", module, f"--node-name={node}", f"--listen=127.0.0.1:{self.port}"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         if cadence is not None:
             environment["CADENCE"] = f"{cadence.heartbeat_seconds} {cadence.apart_seconds}"
         self.process = subprocess.Popen(

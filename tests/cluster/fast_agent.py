@@ -14,6 +14,7 @@ if __name__ == "__main__":
     told = options.parse(sys.argv[1:])
     heartbeat, apart = map(float, os.environ["CADENCE"].split())
     intervals = Intervals(told.refresh_seconds, told.scan_seconds, Cadence(heartbeat, apart))
-    agent = Agent(told.node_name, from_kubeconfig(told.kubeconfig or ""), listen=told.listen, intervals=intervals)
+    server = from_kubeconfig(told.kubeconfig or "")
+    agent = Agent(told.node_name, server, listen=told.listen, intervals=intervals, enforce=told.enforce)
     agent.handle_signals()
     sys.exit(0 if agent.run() else 1)

@@ -135,6 +135,7 @@ GOOD = [
     policy({"adjust": "Exact"}),
     policy({"adjust": "Grow"}),
     policy({"scope": "EmptyDir", "podSelector": {"matchLabels": {"app": "x"}}}, leave_out="path"),
+    policy({"scope": "SharedMemory", "adjust": "Grow", "size": "64Mi", "maxSize": "50%"}, leave_out="path"),
     policy({"scope": "SharedMemory", "adjust": "Grow", "namespaceSelector": {}}, leave_out="path"),
     policy({"scope": "SharedMemory", "path": "/dev/shm"}),
     policy(headroom="0%", mode="Enforce", onDelete="Keep", priority=-5),
@@ -228,6 +229,12 @@ BAD: list[tuple[Object, str, str]] = [
         "scope SharedMemory is always /dev/shm of a pod: leave path out",
     ),
     (policy({"podSelector": {}}), "spec.rules[0].podSelector", f"podSelector {NOT_FOR_HOST}"),
+    (policy({"maxSize": "4Gi"}), "spec.rules[0].maxSize", "leave it out, or write scope: SharedMemory"),
+    (
+        policy({"scope": "SharedMemory", "maxSize": "all"}, leave_out="path"),
+        "spec.rules[0].maxSize",
+        "write a quantity such as 512Mi or 2Gi, or a percentage such as 10%",
+    ),
     (policy({"namespaceSelector": {}}), "spec.rules[0].namespaceSelector", f"namespaceSelector {NOT_FOR_HOST}"),
     (
         policy({"scope": "EmptyDir", "adjust": "Grow"}, leave_out="path"),

@@ -19,7 +19,7 @@ GiB = 1 << 30
 
 
 def rule(path: str | None = "/run", size: int | str = "2Gi", scope: Scope = "Host", **more: Any) -> TmpfsRule:
-    return TmpfsRule(scope, size, path, **more)
+    return TmpfsRule(scope, size, path=path, **more)
 
 
 def policy(
@@ -59,7 +59,7 @@ def limit(
     mode: LimitMode = "Enforce",
     adjust: Adjust = "Shrink",
 ) -> TmpfsLimit:
-    return TmpfsLimit(mount_point, "Host", size_bytes, mode, adjust, 10, policy)
+    return TmpfsLimit(mount_point, "Host", size_bytes, mode, adjust, 10, policy=policy)
 
 
 def answer(to: TmpfsLimit, state: LimitState = "InSync", message: str | None = None) -> LimitStatus:

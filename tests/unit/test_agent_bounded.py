@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodemem.agent.bounded import AIM_BYTES, LIMIT_BYTES, bounded, encoded_bytes
-from nodemem.node.status import Omitted
-from unit.agent_statuses import MIB, container, exposure, kill, status, tmpfs
+from nodemem.node.status import LimitStatus, Omitted
+from unit.agent_statuses import GIB, MIB, container, exposure, kill, status, tmpfs
 
 
 def test_a_small_status_is_whole() -> None:
@@ -45,6 +45,16 @@ def test_findings_get_the_room_that_context_gives_up() -> None:
     assert len(plain["tmpfs"]) >= 3
     assert len(plain["exposures"][0]["message"]) > 200
     assert plain["oomKills"][0]["key"] == "boot:0"
+
+
+def test_no_limit_is_left_out_since_the_sizes_found_are_in_them() -> None:
+    said = "/var/lib/kubelet/pods holds too much for what it is to become, and is tried again. " * 4
+    limits = tuple(LimitStatus(f"/mnt/{each}", GIB, 2 * GIB, 4 * GIB, "Deferred", message=said) for each in range(128))
+    context = {"tmpfs": tuple(tmpfs(each) for each in range(20)), "containers": (container(1), container(2))}
+    plain = bounded(status(**context, limits=limits))
+    assert [each["originalBytes"] for each in plain["limits"]] == [4 * GIB] * 128
+    assert plain["limits"][0]["message"] == said
+    assert len(plain["limits"][-1]["message"]) == 160
 
 
 def test_kills_of_the_past_don_t_take_the_room_of_what_is_now() -> None:

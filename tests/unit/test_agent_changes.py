@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from nodemem.agent.changes import Cadence, Written, moved, why_write, with_transitions, written
-from nodemem.node.status import Condition, Omitted, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, Omitted, ReportStatus
 from unit.agent_statuses import GIB, MIB, container, exposure, kill, memory, status, tmpfs
 
 CADENCE = Cadence()
@@ -74,6 +74,13 @@ def test_a_figure_moved_by_more_than_5_percent_and_64_mib(before: int, now: int,
     assert moved(status(containers=(container(1, before),)), status(containers=(container(1, now),))) is is_moved
 
 
+def test_a_limit_is_a_finding_and_the_figures_in_its_sentence_are_not() -> None:
+    before = LimitStatus("/run", GIB, 2 * GIB, None, "Deferred", "InUse", "1.5Gi is in use.")
+    last = Written(status(limits=(before,)), 0.0)
+    for changed, why in (({"message": "1.6Gi is in use."}, None), ({"original_bytes": 2 * GIB}, "finding")):
+        assert why_write(last, status(limits=(replace(before, **changed),)), 31.0, CADENCE) == why
+
+
 def test_usage_of_containers_moves_nothing() -> None:
     before = status(containers=(container(1, usage=GIB),))
     assert not moved(before, status(containers=(container(1, usage=8 * GIB),)))
@@ -104,6 +111,8 @@ def test_an_unknown_figure_is_no_zero_in_the_comparison_of_itself() -> None:
     [
         {"exposures": (exposure(1),)},
         {"oom_kills": (kill(1),)},
+        {"limits": (LimitStatus("/run", GIB, 2 * GIB, None, "Deferred", "Recorded"),)},
+        {"observed_generation": 2},
         {"conditions": (Condition("Complete", "False", "Unreadable", "x", "2026-01-01T00:00:00Z"),)},
     ],
 )

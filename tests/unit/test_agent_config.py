@@ -132,6 +132,7 @@ def test_options() -> None:
     told = options.parse(["--node-name=n1.example", "--listen=[::1]:80", "--interval=5"], {})
     assert told == options.Options("n1.example", None, ("::1", 80), 5.0, 5.0)
     assert options.parse([], {"NODE_NAME": "n2"}).node_name == "n2"
+    assert [options.parse([*words, "--node-name=n1"], {}).enforce for words in ([], ["--enforce"])] == [False, True]
     assert options.parse(["--node-name=n1"], {}).listen == ("", 9812)
 
 

@@ -16,9 +16,9 @@ from nodemem.controller.client import ApiError, NotHeld
 from nodemem.controller.health import HealthServer
 from nodemem.controller.queue import Write, WriteQueue
 from nodemem.controller.records import Figures, Mark, Table, TmpfsPolicyRecord
-from nodemem.controller.selectors import selects
 from nodemem.controller.staleness import Heartbeats
 from nodemem.node.status import ContainerExposure
+from nodemem.policy.selectors import selects
 
 GIB = 1 << 30
 

@@ -1,7 +1,6 @@
 """Each mount gets the one limit that the policies come to, whatever the order they come in."""
 
 import dataclasses
-from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
@@ -36,15 +35,8 @@ SHM = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/4f/shm"
 VOLUME = "/var/lib/kubelet/pods/u1/volumes/kubernetes.io~empty-dir/cache"
 
 
-@dataclass(frozen=True, slots=True)
-class RangeRule(TmpfsRule):
-    """A rule with the end of the range that a pod may ask for."""
-
-    max_size: int | str | None = None
-
-
-def shm_rule(size: int | str = "64Mi", max_size: int | str | None = None) -> RangeRule:
-    return RangeRule("SharedMemory", size, None, "Grow", max_size=max_size)
+def shm_rule(size: int | str = "64Mi", max_size: int | str | None = None) -> TmpfsRule:
+    return TmpfsRule("SharedMemory", size, max_size=max_size, adjust="Grow")
 
 
 def shm(pod: Pod | None, uid: str | None = "u1", size_bytes: int = 64 * MiB) -> Node:

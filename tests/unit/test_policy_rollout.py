@@ -98,8 +98,18 @@ def test_a_status_of_a_former_limit_is_no_answer() -> None:
 
 
 def test_an_audit_entry_in_the_status_is_no_answer_to_enforce() -> None:
-    late = NodeState("n1", (NEW,), (NEW,), (answer(NEW, "Audit"),))
-    assert go(late, waits("n2")).writes == ()
+    late = NodeState("n1", (NEW,), (NEW,), (answer(NEW, "Audit"),), answered=False)
+    found = go(late, waits("n2"))
+    assert found.writes == ()
+    assert found.policies["a"].in_flight == ["n1"]
+
+
+def test_an_agent_that_may_not_enforce_stops_it_with_its_words() -> None:
+    off = NodeState("n1", (NEW,), (NEW,), (answer(NEW, "Audit", "Enforcement is off on this node."),))
+    found = go(off, waits("n2"))
+    assert found.writes == ()
+    assert found.policies["a"].failed == ["n1"]
+    assert "Enforcement is off" in (found.policies["a"].stopped or "")
 
 
 def test_a_changed_headroom_takes_a_turn_until_it_is_answered() -> None:
@@ -202,6 +212,14 @@ def test_the_finalizer_stays_for_a_restore_that_failed_and_says_so() -> None:
     made = go(NodeState("n1", (), (), (answer(NEW, "Failed", "busy"),)), deleting=True)
     assert not may_go(made.policies["a"])
     assert [(each.state, each.message) for each in made.policies["a"].problems] == [("Failed", "busy")]
+
+
+def test_the_finalizer_does_not_wait_for_what_another_limit_of_the_same_tmpfs_holds() -> None:
+    left = dataclasses.replace(answer(NEW), reason="HeldElsewhere")
+    here = NodeState("n1", (), (), (left,))
+    pace = {"a": Pace(rollout(), 1, deleting=True)}
+    assert may_go(plan(pace, [here]).policies["a"])
+    assert not may_go(plan(pace, [dataclasses.replace(here, answered=False)]).policies["a"])
 
 
 def test_the_finalizer_stays_for_a_withdrawal_that_is_not_answered_yet() -> None:

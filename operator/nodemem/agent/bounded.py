@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from nodemem.api.convert import wire
-from nodemem.node.status import ExposureStatus, OomKillStatus, ReportStatus
+from nodemem.node.status import ExposureStatus, LimitStatus, OomKillStatus, ReportStatus
 
 AIM_BYTES = 7 * 1024
 """For all but findings, that is for a node with nothing to tell."""
@@ -14,7 +14,7 @@ AIM_BYTES = 7 * 1024
 LIMIT_BYTES = 13 * 1024
 """For everything. With metadata and managedFields, below 2 KiB, an object stays under 16 KiB."""
 
-T = TypeVar("T", ExposureStatus, OomKillStatus)
+T = TypeVar("T", ExposureStatus, OomKillStatus, LimitStatus)
 
 _LEAST = 3
 _SHORT_MESSAGE = 160
@@ -26,7 +26,7 @@ def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int =
     ``omitted`` counts what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
     """
     plain = wire(status)
-    while (size := encoded_bytes({**plain, "exposures": (), "oomKills": ()})) > aim_bytes:
+    while (size := encoded_bytes({**plain, "exposures": (), "oomKills": (), "limits": ()})) > aim_bytes:
         smaller = _less_context(status, 1 - aim_bytes / size)
         if smaller is None:
             break
@@ -61,8 +61,11 @@ def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
 
 
 def _shorter(status: ReportStatus, excess: float) -> ReportStatus | None:
-    """A step: long sentences of the lesser findings, old kills, context, exposures, at last the files in tmpfs."""
-    exposures, kills = status.exposures or (), status.oom_kills or ()
+    """A step: long sentences of limits (no limit is ever left out: the original sizes are in them) and of the lesser
+    findings, old kills, context, exposures, at last the files in tmpfs."""
+    exposures, kills, limits = status.exposures or (), status.oom_kills or (), status.limits or ()
+    if any(len(each.message or "") > _SHORT_MESSAGE for each in limits[_LEAST:]):
+        return replace(status, limits=(*limits[:_LEAST], *_shortened(limits[_LEAST:])))
     sentences = [*(each.message for each in exposures[_LEAST:]), *(each.message for each in kills[1:])]
     if any(len(sentence) > _SHORT_MESSAGE for sentence in sentences):
         return replace(
@@ -87,8 +90,8 @@ def _fewer(length: int, excess: float) -> int:
 
 def _shortened(found: Sequence[T]) -> list[T]:
     return [
-        replace(each, message=f"{each.message[: _SHORT_MESSAGE - 3]}...")
-        if len(each.message) > _SHORT_MESSAGE
+        replace(each, message=f"{message[: _SHORT_MESSAGE - 3]}...")
+        if len(message := each.message or "") > _SHORT_MESSAGE
         else each
         for each in found
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from nodemem.node.status import Condition, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, ReportStatus
 
 MOVED_SHARE = 0.05
 MOVED_BYTES = 64 << 20
@@ -117,10 +117,16 @@ def findings(status: ReportStatus) -> tuple[object, ...]:
             for each in status.exposures or ()
         ),
         tuple((each.key, each.pod_name) for each in status.oom_kills or ()),
-        tuple((each.mount_point, each.state, each.reason, each.applied_bytes) for each in status.limits or ()),
+        tuple(_limit(each) for each in status.limits or ()),
+        status.observed_generation,
         tuple((each.type, each.status, each.reason) for each in status.conditions),
         status.kernel.oom_generation,
     )
+
+
+def _limit(each: LimitStatus) -> LimitStatus:
+    """All but the sentence, whose figures move all the time."""
+    return replace(each, message=None)
 
 
 def with_transitions(status: ReportStatus, before: Mapping[str, Condition]) -> ReportStatus:

@@ -12,6 +12,7 @@ from nodemem.agent import exposures, kills, metrics
 from nodemem.agent.changes import Cadence
 from nodemem.agent.client import Client
 from nodemem.agent.config import Server
+from nodemem.agent.enforcer import Enforcer
 from nodemem.agent.kills import Kills, Seen
 from nodemem.agent.log import Log
 from nodemem.agent.pods import PodTable
@@ -54,9 +55,10 @@ class Agent:
         listen: tuple[str, int] = ("", 0),
         intervals: Intervals | None = None,
         log: Log | None = None,
+        enforce: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises OSError when ``listen`` is taken."""
+        """``enforce``: tmpfs may be resized. Raises OSError when ``listen`` is taken."""
         self.stop = threading.Event()
         self._host = host or Host()
         self._node_name = node_name
@@ -80,7 +82,15 @@ class Agent:
         self._pod_watch = Watch(
             self._client(server), "/api/v1/pods", f"spec.nodeName={node_name}", self._pods, self._log
         )
-        self._own_watch = Watch(self._client(server), GROUP_PATH, f"metadata.name={node_name}", self._own, self._log)
+        self._own_watch = Watch(
+            self._client(server),
+            GROUP_PATH,
+            f"metadata.name={node_name}",
+            self._own,
+            self._log,
+            from_cache=False,  # the sizes found by the agent before this one are in it
+        )
+        self._enforcer = Enforcer(self._host, self._log, enforce=enforce, clock=clock)
         self.health = HealthServer(
             listen,
             metrics=lambda: metrics.render(self._status, self._counters),
@@ -182,19 +192,26 @@ class Agent:
         names = self._pods.names
         self._counters.pods = len(self._pods) if self._pod_watch.synced.is_set() else None
         self._poll_kills()
+        known = self._own_watch.synced.is_set()
+        if known:
+            self._enforcer.run(snapshot, self._own.current, self._publisher.written_limits())
         self._status = report.build(
             snapshot,
             self._history,
             names=names,
             exposures=exposures.named(self._found, names),
             oom_kills=() if self._kills is None else self._kills.last(names),
+            limits=self._enforcer.statuses if known else None,
+            observed_generation=self._enforcer.observed_generation,
         )
         self._send_events()
-        self._publisher.offer(self._status)
+        # Until it is known what is on record about limits, that would be overwritten with nothing.
+        self._publisher.offer(self._status, complete=known)
 
     def _wait_for_names(self) -> None:
         deadline = self._clock() + POD_LIST_SECONDS
-        while not self._pod_watch.synced.is_set() and self._clock() < deadline:
+        watches = (self._pod_watch, self._own_watch)
+        while not all(each.synced.is_set() for each in watches) and self._clock() < deadline:
             if self.stop.wait(0.05):
                 return
 

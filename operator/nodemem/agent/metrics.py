@@ -9,10 +9,11 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from nodemem import __version__
 from nodemem.api.convert import safe
-from nodemem.node.status import ContainerStatus, ReportStatus, TmpfsStatus
+from nodemem.node.status import ContainerStatus, LimitState, ReportStatus, TmpfsStatus
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _LABEL_LENGTH = 128
@@ -76,6 +77,7 @@ def render(status: ReportStatus | None, counters: Counters) -> bytes:
     if status is not None:
         _node(out, status)
         _tmpfs(out, status)
+        _limits(out, status)
         _containers(out, status)
     _agent(out, counters)
     return out.done()
@@ -170,6 +172,15 @@ def _labelled_tmpfs(status: ReportStatus) -> Iterator[tuple[TmpfsStatus, dict[st
                 "volume": each.owner.volume,
             },
         )
+
+
+def _limits(out: _Text, status: ReportStatus) -> None:
+    if status.limits is None:
+        return
+    out.family("nodemem_tmpfs_limits", "gauge", "Limits of tmpfs that this node is to hold, by what became of them.")
+    counts = Counter(each.state for each in status.limits)
+    for state in get_args(LimitState):
+        out.sample("nodemem_tmpfs_limits", counts[state], state=state)
 
 
 def _containers(out: _Text, status: ReportStatus) -> None:

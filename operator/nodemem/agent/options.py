@@ -17,19 +17,25 @@ _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``kubeconfig`` None: in a pod. ``refresh_seconds`` is never more than ``scan_seconds``."""
+    """``kubeconfig`` None: in a pod. ``refresh_seconds`` is never more than ``scan_seconds``. ``enforce``: tmpfs may be
+    resized."""
 
     node_name: str
     kubeconfig: str | None
     listen: tuple[str, int]
     scan_seconds: float
     refresh_seconds: float
+    enforce: bool = False
 
 
 def parse(words: Iterable[str], environment: Mapping[str, str] = os.environ) -> Options:
-    """``--name=value`` words. Raises ConfigError."""
+    """``--name=value`` words, and ``--enforce``. Raises ConfigError."""
     values: dict[str, str] = {}
+    enforce = False
     for word in words:
+        if word == "--enforce":
+            enforce = True
+            continue
         name, equals, value = word.partition("=")
         if name not in ("--node-name", "--kubeconfig", "--listen", "--interval", "--refresh") or not equals:
             raise ConfigError(f"{word!r}: see 'nodemem agent --help'; here options are written --name=value")
@@ -50,6 +56,7 @@ def parse(words: Iterable[str], environment: Mapping[str, str] = os.environ) -> 
         listen,
         scan,
         min(_seconds("--refresh", values, REFRESH_SECONDS), scan),
+        enforce,
     )
 
 

@@ -18,7 +18,7 @@ from nodemem.agent.log import Log
 from nodemem.agent.metrics import Counters
 from nodemem.agent.reports import GROUP_PATH, OwnReport
 from nodemem.node.report import API_VERSION
-from nodemem.node.status import Condition, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, ReportStatus
 
 MANAGER = "nodemem-agent"
 NODE_CHECK_SECONDS = 3600.0
@@ -56,6 +56,7 @@ class Publisher:
         self._chance = chance
         self._wake = threading.Condition()
         self._offered: ReportStatus | None = None
+        self._complete = False
         self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_EVENTS_WAITING)
         self._last: Written | None = None
         self._not_before = 0.0
@@ -66,10 +67,12 @@ class Publisher:
 
     # Other threads
 
-    def offer(self, status: ReportStatus) -> None:
-        """The newest figures; what was offered before and not written is forgotten."""
+    def offer(self, status: ReportStatus, *, complete: bool = True) -> None:
+        """The newest figures; what was offered before and not written is forgotten. One that is not ``complete`` is
+        not written: it would take away what is in the report."""
         with self._wake:
             self._offered = status
+            self._complete = complete
             self._wake.notify()
 
     def send_event(self, path: str, event: dict[str, Any]) -> None:
@@ -77,6 +80,13 @@ class Publisher:
         with self._wake:
             self._events.append((path, event))
             self._wake.notify()
+
+    def written_limits(self) -> tuple[LimitStatus, ...] | None:
+        """Those that the report has in the cluster, none if it was deleted; None: this process has not written it."""
+        with self._wake:
+            if self._last is None:
+                return None
+            return () if self._last.status is None else self._last.status.limits or ()
 
     def report_changed(self, report: OwnReport | None) -> None:
         """What the watch says of the report: when it is gone, or not owned by our Node, it is put right."""
@@ -118,7 +128,7 @@ class Publisher:
 
     def _due(self) -> str | None:
         status = self._offered
-        if status is None or self._must_ensure:
+        if status is None or not self._complete or self._must_ensure:
             return None
         return why_write(self._last, status, self._clock(), self._cadence)
 

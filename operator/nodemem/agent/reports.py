@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from nodemem.api.convert import read
-from nodemem.node.status import Condition
+from nodemem.node.status import Condition, LimitStatus
 
 GROUP_PATH = "/apis/nodemem.io/v1alpha1/memoryreports"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnReport:
-    """``owner_uids``: of the Nodes that it names as owner. ``spec`` as it is in the cluster. ``conditions`` by type."""
+    """``owner_uids``: of the Nodes that it names as owner. ``spec`` as it is in the cluster. ``conditions`` by type.
+
+    ``limits``: those of its status.
+    """
 
     uid: str
     resource_version: str
@@ -20,6 +23,7 @@ class OwnReport:
     owner_uids: tuple[str, ...]
     spec: dict[str, Any]
     conditions: dict[str, Condition]
+    limits: tuple[LimitStatus, ...] = ()
 
 
 def parse(found: dict[str, Any]) -> Any:
@@ -39,6 +43,7 @@ def parse(found: dict[str, Any]) -> Any:
             for each in (found.get("status") or {}).get("conditions") or ()
             for condition in [read(Condition, each)]
         },
+        limits=tuple(read(LimitStatus, each) for each in (found.get("status") or {}).get("limits") or ()),
     )
 
 

@@ -37,7 +37,8 @@ class Table(Protocol):
 
 
 class Watch:
-    """``run`` in a thread of its own. ``synced`` is set after the first list."""
+    """``run`` in a thread of its own. ``synced`` is set after the first list, which may be a moment old if it may come
+    ``from_cache``."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Watch:
         backoff: Backoff | None = None,
         silence_seconds: float = SILENCE_SECONDS,
         chance: Callable[[], float] = random.random,
+        from_cache: bool = True,
     ) -> None:
         self._client = client
         self._path = path
@@ -60,7 +62,7 @@ class Watch:
         self._silence_seconds = silence_seconds
         self._chance = chance
         self._version: str | None = None
-        self._listed_before = False
+        self._listed_before = not from_cache
         self.synced = threading.Event()
 
     def run(self, stop: threading.Event) -> None:

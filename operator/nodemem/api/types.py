@@ -7,11 +7,10 @@ person reads when ``kubectl apply`` refuses their object.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nodemem.node.status import Condition, ContainerExposure, ExposureReason, Rule, Scope, Severity, doc
+from nodemem.node.status import Condition, ContainerExposure, ExposureReason, OnDelete, Rule, Scope, Severity, doc
 
 LimitMode = Literal["Audit", "Enforce"]
 Adjust = Literal["Shrink", "Grow", "Exact"]
-OnDelete = Literal["Restore", "Keep"]
 OomMode = Literal["Ignore", "Flag", "Mitigate"]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 
@@ -140,6 +139,13 @@ class TmpfsRule:
     namespace_selector: LabelSelector | None = doc(
         "Namespaces of these pods; absent or empty: every namespace. For EmptyDir and SharedMemory.", default=None
     )
+    max_size: int | str | None = doc(
+        "The most that a pod may ask for by its annotation nodemem.io/shm-size; absent: the annotation has no say. For"
+        " SharedMemory.",
+        default=None,
+        max_length=32,
+        rules=_SIZE_RULES,
+    )
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.scope != 'Host' || has(self.path)",
@@ -155,6 +161,11 @@ class TmpfsRule:
             "self.scope != 'SharedMemory' || !has(self.path) || self.path == '/dev/shm'",
             "scope SharedMemory is always /dev/shm of a pod: leave path out",
             "path",
+        ),
+        Rule(
+            "self.scope == 'SharedMemory' || !has(self.maxSize)",
+            "maxSize is what a pod may ask for its /dev/shm: leave it out, or write scope: SharedMemory",
+            "maxSize",
         ),
         Rule(
             "self.scope != 'Host' || !has(self.podSelector)",
@@ -333,6 +344,9 @@ class TmpfsLimit:
     mode: LimitMode = doc("Audit reports what would be done; Enforce does it.", default="Audit")
     adjust: Adjust = doc("Shrink: a cap. Grow: at least this. Exact: this.", default="Shrink")
     headroom_percent: int = doc("Never below what is in use plus this share of it.", default=10, minimum=0, maximum=100)
+    on_delete: OnDelete = doc(
+        "When the limit goes: Restore the size found, or Keep the limit until a reboot.", default="Restore"
+    )
     policy: str | None = doc("The TmpfsPolicy it comes from.", default=None, max_length=253)
 
 

@@ -37,6 +37,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--refresh", metavar="SECONDS", help=f"between cheap readings (default: {options.REFRESH_SECONDS:.0f})"
     )
+    parser.add_argument(
+        "--enforce",
+        action="store_true",
+        help="resize tmpfs where the report's spec says so; without it, only say what would be done",
+    )
     parser.set_defaults(func=run)
 
 
@@ -44,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """Becomes an interpreter that holds the agent alone: this one has the whole command line in memory."""
     given = {name: getattr(args, name.replace("-", "_")) for name in _NAMES}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if args.enforce:
+        words.append("--enforce")
     try:
         options.parse(words)
     except ConfigError as error:

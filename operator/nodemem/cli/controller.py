@@ -13,10 +13,11 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "controller",
-        help="run the controller: flags exposed pods, shows stale nodes",
-        description="Flag the pods in which the kernel would kill the wrong process (OomExposure, Events), show which "
-        "nodes' agents are silent, remove the reports of nodes that are gone. Several replicas may run: the one that "
-        "holds the Lease writes.",
+        help="run the controller: flags exposed pods, rolls out TmpfsPolicies, shows stale nodes",
+        description="Flag the pods in which the kernel would kill the wrong process (OomExposure, Events), tell each "
+        "node the tmpfs limits that TmpfsPolicies want there, a few nodes at a time, show which nodes' agents are "
+        "silent, remove the reports of nodes that are gone. Several replicas may run: the one that holds the Lease "
+        "writes.",
     )
     parser.add_argument("--kubeconfig", metavar="FILE", help="default: the service account of the pod it runs in")
     parser.add_argument(

@@ -26,6 +26,7 @@ Verb = Literal["POST", "PUT", "PATCH", "DELETE"]
 _CONTENT = {
     "apply": "application/apply-patch+yaml",
     "strategic": "application/strategic-merge-patch+json",
+    "merge": "application/merge-patch+json",
     "json": "application/json",
 }
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from nodemem.api.types import ExposureSummary, OomExposureStatus, OomPolicySpec
-from nodemem.controller.selectors import selects, selects_all
 from nodemem.node.status import Condition, ContainerExposure, ExposureReason, ExposureStatus, ProcessRef, Severity
 from nodemem.node.summary import quantity
+from nodemem.policy.selectors import selects, selects_all
 
 PodKey = tuple[str, str]
 """Namespace and name; also those of its OomExposure."""
@@ -30,7 +30,8 @@ _RANK: dict[Severity, int] = {"Imminent": 0, "High": 1, "Low": 2}
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What a pod was when it was looked up. ``config_hash``: of a static pod, the UID that the node knows it by."""
+    """What a pod was when it was looked up. ``config_hash``: of a static pod, the UID that the node knows it by.
+    ``memory_limit_bytes``: of all its containers; None where one has none. ``shm_size``: its annotation."""
 
     uid: str
     config_hash: str | None
@@ -38,6 +39,8 @@ class Pod:
     qos: str | None
     priority_class: str | None
     labels: Mapping[str, str]
+    memory_limit_bytes: int | None = None
+    shm_size: str | None = None
 
     def known_as(self, uid: str | None) -> bool:
         return uid is not None and uid in (self.uid, self.config_hash)

@@ -10,6 +10,8 @@ from typing import Any
 
 from nodemem.controller.client import Api, ApiError
 from nodemem.controller.exposures import Pod, PodKey
+from nodemem.controller.records import quantity_bytes
+from nodemem.policy.limits import SHM_SIZE
 
 MAX_AGE_SECONDS = 300.0
 """Labels and policies that change take effect within this."""
@@ -21,10 +23,14 @@ _AT_A_TIME = 8
 
 
 class Lookup:
-    """Answers of the API server, with the ``time.monotonic`` they came at."""
+    """Answers of the API server, with the ``time.monotonic`` they came at. ``at_once``: the most pods that one question
+    looks up; then ``behind`` is true, and the rest comes with the next ones."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, *, max_age_seconds: float = MAX_AGE_SECONDS, at_once: int | None = None) -> None:
         self._api = api
+        self._max_age_seconds = max_age_seconds
+        self._at_once = at_once
+        self.behind = False
         self._pods: dict[PodKey, tuple[float, Pod | None]] = {}
         self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
         self._gate = asyncio.Semaphore(_AT_A_TIME)
@@ -35,7 +41,8 @@ class Lookup:
             del self._pods[key]
         now = time.monotonic()
         old = [key for key, meant in uids.items() if not self._fresh(key, meant, now)]
-        await asyncio.gather(*(self._pod(key) for key in old))
+        self.behind = self._at_once is not None and len(old) > self._at_once
+        await asyncio.gather(*(self._pod(key) for key in old[: self._at_once]))
         return {key: self._pods[key][1] for key in uids if key in self._pods}
 
     async def namespaces(self, names: Iterable[str]) -> dict[str, Mapping[str, str]]:
@@ -60,7 +67,7 @@ class Lookup:
             return False
         at, pod = self._pods[key]
         fits = pod is not None and any(pod.known_as(uid) for uid in meant)
-        return now - at <= (MAX_AGE_SECONDS if fits else MISMATCH_SECONDS)
+        return now - at <= (self._max_age_seconds if fits else MISMATCH_SECONDS)
 
     async def _pod(self, key: PodKey) -> None:
         namespace, name = key
@@ -93,4 +100,21 @@ def pod(body: Mapping[str, Any]) -> Pod:
         qos=status.get("qosClass"),
         priority_class=spec.get("priorityClassName"),
         labels=metadata.get("labels") or {},
+        memory_limit_bytes=_memory_limit_bytes(spec),
+        shm_size=(metadata.get("annotations") or {}).get(SHM_SIZE),
     )
+
+
+def _memory_limit_bytes(spec: Mapping[str, Any]) -> int | None:
+    """As the kubelet counts it: the pod's own, else that of its containers and sidecars, if each has one."""
+    whole = _limit_bytes(spec)
+    if whole is not None:
+        return whole
+    inits = spec.get("initContainers") or ()
+    sidecars = [each for each in inits if each.get("restartPolicy") == "Always"]
+    found = [_limit_bytes(each) for each in (*(spec.get("containers") or ()), *sidecars)]
+    return sum(each or 0 for each in found) if found and None not in found else None
+
+
+def _limit_bytes(owner: Mapping[str, Any]) -> int | None:
+    return quantity_bytes(((owner.get("resources") or {}).get("limits") or {}).get("memory"))

@@ -130,6 +130,12 @@ def metrics(api: Api, elector: Elector, reconciler: Reconciler) -> Iterator[Metr
     yield f"{prefix}stale_reports", "gauge", "Reports whose agent is silent.", [("", counts.stale)]
     by_severity = [(f'severity="{each}"', float(count)) for each, count in sorted(counts.exposures.items())]
     yield f"{prefix}exposures", "gauge", "Exposed pods that are flagged.", by_severity
+    by_policy = [
+        (f'policy="{name}",state="{place}"', float(nodes))
+        for name, each in sorted(counts.policies.items())
+        for place, nodes in each.items()
+    ]
+    yield f"{prefix}tmpfspolicy_nodes", "gauge", "Nodes of each TmpfsPolicy, by where they are.", by_policy
     yield f"{prefix}writes_total", "counter", "Writes sent to the API server.", [("", api.writes)]
     yield f"{prefix}write_errors_total", "counter", "Writes that failed; each is tried again.", [("", queue.errors)]
     yield f"{prefix}queue_depth", "gauge", "Writes that wait or run.", [("", queue.depth)]

@@ -16,9 +16,11 @@ from nodemem.api import resources
 from nodemem.controller import exposures
 from nodemem.controller.client import Api, ApiError
 from nodemem.controller.exposures import Actual, PodKey, Wanted
+from nodemem.controller.limits import Planned, Planner
+from nodemem.controller.limitwrites import LimitWriter
 from nodemem.controller.lookup import Lookup
 from nodemem.controller.queue import Write, WriteQueue
-from nodemem.controller.records import Kind
+from nodemem.controller.records import Kind, older
 from nodemem.controller.state import PATHS, Options, State, actual
 from nodemem.controller.writes import Writer
 
@@ -26,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.3
 OUTAGE_SECONDS = 60.0
+
+LIMIT_PODS_SECONDS, LIMIT_PODS_AT_ONCE = 1800.0, 200
+"""Pods that a TmpfsPolicy asks for may be many, and their labels seldom change."""
 
 
 @dataclass(slots=True)
@@ -36,6 +41,8 @@ class Counts:
     reconcile_seconds: float = 0.0
     stale: int = 0
     exposures: dict[str, int] = field(default_factory=dict)
+    policies: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Nodes of each TmpfsPolicy, by where they are."""
 
 
 class Reconciler:
@@ -52,6 +59,10 @@ class Reconciler:
         self.queue = WriteQueue(self.mark)
         self._lookup = Lookup(api)
         self.writer = Writer(api, self.state, self._lookup, options, instance, self.mark, self._list_again)
+        self._limit_lookup = Lookup(api, max_age_seconds=LIMIT_PODS_SECONDS, at_once=LIMIT_PODS_AT_ONCE)
+        self._planner = Planner(self.state)
+        self._limit_writer = LimitWriter(api, self.state, self._planner, self.mark)
+        self._reports_due: dict[str, str] | None = None
         self._dirty = asyncio.Event()
         self._names_due = self._exposures_due = now
         self._without_report: dict[str, float] = {}
@@ -82,6 +93,7 @@ class Reconciler:
         if not held:
             self.queue.clear()
             self.synced = False
+            self._reports_due = None
         self.mark()
 
     def _list_again(self) -> None:
@@ -110,7 +122,7 @@ class Reconciler:
     async def _wait(self) -> None:
         now = time.monotonic()
         until = now + self._options.tick_seconds
-        for due in (self.queue.next_retry(), self._names_due if self.synced else None):
+        for due in (self.queue.next_retry(), self._limit_writer.due, self._names_due if self.synced else None):
             if due is not None:
                 until = min(until, max(due, now + DEBOUNCE_SECONDS))
         with suppress(TimeoutError):
@@ -137,6 +149,8 @@ class Reconciler:
             missing = 0
             for kind in PATHS:
                 missing += await self._compare(kind)
+            if not self.synced:
+                missing += self._behind()
             if missing and not self.synced:
                 _log.info("%d objects have not been seen yet", missing)
                 await asyncio.sleep(1)
@@ -151,13 +165,22 @@ class Reconciler:
     async def _compare(self, kind: Kind) -> int:
         """How many objects of a LIST no event has told of."""
         started = time.monotonic()
-        listed = {
-            item["metadata"]["name"]: item["metadata"]["uid"]
-            async for item in self._api.pages(PATHS[kind], metadata_only=True)
-        }
+        listed: dict[str, str] = {}
+        versions: dict[str, str] = {}
+        async for item in self._api.pages(PATHS[kind], metadata_only=True):
+            metadata = item["metadata"]
+            listed[metadata["name"]] = metadata["uid"]
+            versions[metadata["name"]] = metadata["resourceVersion"]
+        if kind == "reports" and self._reports_due is None:
+            self._reports_due = versions
         for name in self.state.prune(kind, listed, started):
             _log.info("%s %s was deleted unseen", kind, name)
         return len(self.state.table(kind).missing(listed))
+
+    def _behind(self) -> int:
+        """Reports of which no event has told what the former holder of the Lease may have written last."""
+        due, reports = self._reports_due or {}, self.state.reports
+        return sum(1 for name, version in due.items() if name in reports and older(reports[name].version, version))
 
     async def _list_exposures(self) -> None:
         started = time.monotonic()
@@ -185,13 +208,44 @@ class Reconciler:
         asked = {key[0] for key in claimed} if exposures.asks_for_namespaces(policies) else set()
         namespaces = await self._lookup.namespaces(asked)
         wanted, undecided = exposures.wanted(claimed, pods, namespaces, policies)
-        self.queue.plan(self._writes(wanted, undecided, stale, started))
+        planned = await self._plan_limits(started)
+        # From here on nothing waits: what is written follows from what is known now.
+        stale = self.state.stale(started)
+        self.queue.plan(
+            (
+                *self._writes(wanted, undecided, stale, started),
+                *self._limit_writer.writes(planned, time.monotonic()),
+            )
+        )
         self.counts.stale = sum(stale.values())
         self.counts.exposures = dict.fromkeys(("Imminent", "High", "Low"), 0)
         for want in wanted.values():
             self.counts.exposures[want.status.severity] += 1
         self.counts.reconciles += 1
         self.counts.reconcile_seconds += time.monotonic() - started
+
+    async def _plan_limits(self, now: float) -> Planned:
+        await self._limit_writer.settle()
+        needed = self._planner.pods_needed()
+        pods = await self._limit_lookup.pods(needed)
+        namespaces = None
+        if self._planner.asks_for_namespaces():
+            namespaces = await self._limit_lookup.namespaces(key[0] for key in needed)
+        if self._limit_lookup.behind:
+            self.mark()
+        planned = self._planner.plan(self.state.stale(now), pods, namespaces)
+        self.counts.policies = {
+            name: {
+                "in_sync": len(each.in_sync),
+                "audit": len(each.audit),
+                "pending": sum(map(len, (each.in_flight, each.waiting, each.silent, each.stale))),
+                "deferred": len(each.deferred),
+                "failed": len(each.failed),
+            }
+            for name, each in planned.progress.items()
+            if name in self.state.tmpfs_policies
+        }
+        return planned
 
     def _writes(
         self, wanted: Mapping[PodKey, Wanted], undecided: set[PodKey], stale: Mapping[str, bool], now: float

@@ -5,19 +5,26 @@ sense becomes a record that says "unknown", so that the table still knows that t
 """
 
 import logging
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from nodemem.api.convert import read
-from nodemem.api.types import OomPolicySpec
-from nodemem.node.status import ExposureStatus
+from nodemem.api.types import OomPolicySpec, TmpfsLimit, TmpfsPolicySpec, TmpfsPolicyStatus
+from nodemem.node.status import ExposureStatus, LimitStatus
+from nodemem.node.units import parse_size
+from nodemem.policy.limits import Mount
 
 Kind = Literal["reports", "nodes", "oom_policies", "tmpfs_policies"]
 
 STALE = "Stale"
 SHMEM_PRESSURE = "ShmemPressure"
 OOM_EXPOSED = "OomMisselectionExposed"
+COMPLETE = "Complete"
+FINALIZER = "nodemem.io/limits"
+"""On a TmpfsPolicy that is enforced: it goes when its limits are gone from all nodes that answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +39,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 class Figures(NamedTuple):
@@ -51,6 +59,40 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class TmpfsRecord:
+    """What a report says of tmpfs and their limits.
+
+    ``mounts`` None: the agent has not said. Their ``size_bytes`` is that found, where a limit has changed it.
+    ``complete``: none was left out. ``pods``: namespace and name of the pods among their owners, by UID.
+    ``answered``: the generation of the spec that ``statuses`` are about.
+    """
+
+    generation: int = 0
+    answered: int = 0
+    limits: tuple[TmpfsLimit, ...] = ()
+    statuses: tuple[LimitStatus, ...] = ()
+    mounts: tuple[Mount, ...] | None = None
+    complete: bool = False
+    pods: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    page_size_bytes: int = 4096
+
+    @property
+    def meaning(self) -> tuple[object, ...]:
+        """What decides on limits; a heartbeat leaves it as it was."""
+        return (
+            self.generation,
+            self.answered,
+            self.limits,
+            {(each.mount_point, each.state, each.requested_bytes, each.policy, each.reason) for each in self.statuses},
+            None
+            if self.mounts is None
+            else {(each.mount_point, each.scope, each.size_bytes, each.pod_uid) for each in self.mounts},
+            self.complete,
+            self.pods,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReportRecord:
     """``exposures`` None: the agent has not said; not the same as none. ``exposures_omitted``: found, but there was no
     room to list them. ``pressure``: the agent's own ShmemPressure, if any."""
@@ -63,15 +105,18 @@ class ReportRecord:
     exposures_omitted: int
     stale: Mark | None
     pressure: str | None
+    tmpfs: TmpfsRecord
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """``marks``: the conditions of the controller, by type."""
+    """``marks``: the conditions of the controller, by type. ``memory_bytes``: capacity."""
 
     uid: str
     version: str
     marks: Mapping[str, Mark]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +133,15 @@ class OomPolicyRecord:
 
 @dataclass(frozen=True, slots=True)
 class TmpfsPolicyRecord:
+    """``spec`` None: it can't be read. ``status``: as last seen; None where there is none, or none that makes sense."""
+
     uid: str
     version: str
+    generation: int = 0
+    spec: TmpfsPolicySpec | None = None
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+    status: TmpfsPolicyStatus | None = None
 
 
 def report(body: Mapping[str, Any]) -> ReportRecord:
@@ -108,13 +160,21 @@ def report(body: Mapping[str, Any]) -> ReportRecord:
         exposures_omitted=max(0, counted - len(exposures or ())),
         stale=conditions.get(STALE),
         pressure=mark.status if (mark := conditions.get(SHMEM_PRESSURE)) else None,
+        tmpfs=_tmpfs(body, status, conditions.get(COMPLETE)),
     )
 
 
 def node(body: Mapping[str, Any]) -> NodeRecord:
     uid, version = _identity(body)
-    found = _conditions(_mapping(body.get("status")))
-    return NodeRecord(uid, version, {each: found[each] for each in (SHMEM_PRESSURE, OOM_EXPOSED) if each in found})
+    status = _mapping(body.get("status"))
+    found = _conditions(status)
+    # Thousands of nodes have the same labels.
+    labels = {
+        sys.intern(str(key)): sys.intern(str(value))
+        for key, value in _mapping(_mapping(body.get("metadata")).get("labels")).items()
+    }
+    marks = {each: found[each] for each in (SHMEM_PRESSURE, OOM_EXPOSED) if each in found}
+    return NodeRecord(uid, version, marks, labels, quantity_bytes(_mapping(status.get("capacity")).get("memory")))
 
 
 def oom_policy(body: Mapping[str, Any]) -> OomPolicyRecord:
@@ -136,7 +196,29 @@ def oom_policy(body: Mapping[str, Any]) -> OomPolicyRecord:
 
 
 def tmpfs_policy(body: Mapping[str, Any]) -> TmpfsPolicyRecord:
-    return TmpfsPolicyRecord(*_identity(body))
+    uid, version = _identity(body)
+    metadata = _mapping(body.get("metadata"))
+    spec: TmpfsPolicySpec | None = None
+    status: TmpfsPolicyStatus | None = None
+    try:
+        spec = read(TmpfsPolicySpec, _mapping(body.get("spec")))
+    except (ValueError, TypeError, AttributeError) as error:
+        _log.error("TmpfsPolicy %s is passed over: %s", metadata.get("name"), error)
+    if body.get("status"):
+        try:
+            status = read(TmpfsPolicyStatus, _mapping(body.get("status")))
+        except (ValueError, TypeError, AttributeError):
+            _log.warning("the status of TmpfsPolicy %s makes no sense and is replaced", metadata.get("name"))
+    finalizers = metadata.get("finalizers")
+    return TmpfsPolicyRecord(
+        uid,
+        version,
+        _integer(metadata.get("generation")) or 0,
+        spec,
+        "deletionTimestamp" in metadata,
+        tuple(map(str, finalizers)) if isinstance(finalizers, list) else (),
+        status,
+    )
 
 
 def older(version: str, other: str) -> bool:
@@ -192,6 +274,73 @@ class Table(dict[str, R]):
             del self[name]
             self.heard.pop(name, None)
         return gone
+
+
+def quantity_bytes(value: Any) -> int | None:
+    """A quantity of Kubernetes in bytes; None without one, and where it is none."""
+    try:
+        return None if value is None else parse_size(str(value))
+    except ValueError:
+        return None
+
+
+def _tmpfs(body: Mapping[str, Any], status: Mapping[str, Any], complete: Mark | None) -> TmpfsRecord:
+    statuses = tuple(_each(LimitStatus, status.get("limits")))
+    listed = status.get("tmpfs")
+    mounts: list[Mount] | None = None
+    pods: dict[str, tuple[str, str]] = {}
+    if isinstance(listed, list):
+        found = {each.mount_point: each.original_bytes for each in statuses if each.original_bytes}
+        mounts = []
+        for each in listed:
+            entry = _mapping(each)
+            path, scope, owner = entry.get("mountPoint"), entry.get("scope"), _mapping(entry.get("owner"))
+            if not isinstance(path, str) or scope not in ("Host", "EmptyDir", "SharedMemory"):
+                continue
+            uid, namespace, name = (_text(owner.get(key)) for key in ("podUID", "podNamespace", "podName"))
+            if uid and namespace and name:
+                pods[uid] = (sys.intern(namespace), name)
+            size = found.get(path) or _integer(entry.get("sizeBytes"))
+            used = _integer(entry.get("usedBytes"))
+            path = sys.intern(path) if scope == "Host" else path
+            mounts.append(Mount(path, scope, size, used, uid, entry.get("unlimited") is True))
+    omitted = _integer(_mapping(status.get("omitted")).get("tmpfs"))
+    return TmpfsRecord(
+        generation=_integer(_mapping(body.get("metadata")).get("generation")) or 0,
+        answered=_integer(status.get("observedGeneration")) or 0,
+        limits=tuple(_limits(_mapping(body.get("spec")).get("tmpfsLimits"))),
+        statuses=statuses,
+        mounts=None if mounts is None else tuple(mounts),
+        complete=not omitted and (complete is None or complete.status == "True"),
+        pods=pods,
+        page_size_bytes=_integer(_mapping(status.get("kernel")).get("pageSizeBytes")) or 4096,
+    )
+
+
+def _limits(value: Any) -> list[TmpfsLimit]:
+    found = []
+    for each in value if isinstance(value, list) else ():
+        try:
+            found.append(_limit(tuple(sorted(each.items()))))
+        except (ValueError, TypeError, AttributeError) as error:
+            _log.warning("a limit in a MemoryReport is passed over: %s", error)
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _limit(items: tuple[tuple[str, Any], ...]) -> TmpfsLimit:
+    """Thousands of nodes have the same."""
+    return read(TmpfsLimit, dict(items))
+
+
+def _each(cls: type[T], value: Any) -> list[T]:
+    found = []
+    for each in value if isinstance(value, list) else ():
+        try:
+            found.append(read(cls, each))
+        except (ValueError, TypeError, AttributeError) as error:
+            _log.warning("a %s in a MemoryReport is passed over: %s", cls.__name__, error)
+    return found
 
 
 def _exposures(value: Any) -> tuple[ExposureStatus, ...] | None:

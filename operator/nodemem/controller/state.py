@@ -63,14 +63,17 @@ class State:
             case "nodes":
                 node = records.node(body)
                 former = self.nodes.saw(name, node, now)
-                return former is None or (former.uid, former.marks) != (node.uid, node.marks)
+                return former is None or any(
+                    getattr(former, each) != getattr(node, each) for each in ("uid", "marks", "labels", "memory_bytes")
+                )
             case "oom_policies":
                 policy = records.oom_policy(body)
                 before = self.oom_policies.saw(name, policy, now)
                 return before is None or before.version != policy.version
             case "tmpfs_policies":
-                self.tmpfs_policies.saw(name, records.tmpfs_policy(body), now)
-                return False
+                limiting = records.tmpfs_policy(body)
+                known = self.tmpfs_policies.saw(name, limiting, now)
+                return known is None or known.version != limiting.version
 
     def lost(self, kind: Kind, name: str, uid: str) -> bool:
         """It was deleted; whether it was known."""
@@ -113,6 +116,7 @@ class State:
     def _relevant(self, record: records.ReportRecord) -> tuple[object, ...]:
         """What a heartbeat leaves as it was."""
         marked = record.stale is not None and record.stale.status == "True"
+        limited = self.tmpfs_policies or record.tmpfs.limits or record.tmpfs.statuses
         return (
             record.uid,
             record.exposures,
@@ -121,6 +125,7 @@ class State:
             record.stale,
             record.figures if self._figures_matter else None,
             record.observed_at if marked else None,
+            record.tmpfs.meaning if limited else None,
         )
 
 

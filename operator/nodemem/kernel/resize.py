@@ -11,12 +11,10 @@ flags of the mounts that others see are out of its reach.
 """
 
 import errno
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from fractions import Fraction
 from functools import partial
 from typing import Any, Literal
 
@@ -167,10 +165,8 @@ def resize(
         raise ValueError("neither size_bytes nor inodes given")
     if not 0 <= headroom_percent < 1e6:
         raise ValueError(f"headroom_percent {headroom_percent}: expected a number from 0 on")
-    _refuse_kind(superblock)
-    _refuse_place(superblock, protect_namespace)
-    if refuse is not None and (why := refuse(superblock)) is not None:
-        raise Refused(Reason.PROTECTED, why)
+    if (why_not := refusal(superblock, refuse=refuse, protect_namespace=protect_namespace)) is not None:
+        raise why_not
     if not host.live:
         raise Refused(Reason.CAPTURE, f"{_name(superblock)}: this is a capture; only a running machine can be changed")
     wish = _Wish(
@@ -182,6 +178,19 @@ def resize(
 
 
 # --- what is refused before anything is opened
+
+
+def refusal(
+    superblock: Superblock, *, refuse: Refuse | None = None, protect_namespace: int | None = None
+) -> Refused | None:
+    """Why ``resize`` would refuse this tmpfs whatever the size, without touching it."""
+    try:
+        _refuse_kind(superblock)
+        _refuse_place(superblock, protect_namespace)
+    except Refused as error:
+        return error
+    why = None if refuse is None else refuse(superblock)
+    return None if why is None else Refused(Reason.PROTECTED, why)
 
 
 def _name(superblock: Superblock) -> str:
@@ -436,9 +445,12 @@ def _check_fits(target: _Target, usage: FilesystemUsage, size: int | None, inode
 
 def _fits(usage: FilesystemUsage, wish: _Wish) -> tuple[int, int]:
     """The least size (whole pages) and number of inodes for what is in use with the headroom."""
-    factor = 1 + Fraction(wish.headroom_percent) / 100
-    pages = usage.used_bytes // wish.page_size
-    return math.ceil(pages * factor) * wish.page_size, math.ceil(usage.inodes_used * factor)
+    part, whole = float(wish.headroom_percent).as_integer_ratio()
+
+    def with_headroom(used: int) -> int:
+        return -(-used * (100 * whole + part) // (100 * whole))
+
+    return with_headroom(usage.used_bytes // wish.page_size) * wish.page_size, with_headroom(usage.inodes_used)
 
 
 def _mib(size_bytes: int) -> str:

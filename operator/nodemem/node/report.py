@@ -18,6 +18,7 @@ from nodemem.node.status import (
     ContainerStatus,
     ExposureStatus,
     KernelStatus,
+    LimitStatus,
     MemoryStatus,
     Omitted,
     OomKillStatus,
@@ -94,6 +95,8 @@ def build(
     names: Names = NO_NAMES,
     exposures: tuple[ExposureStatus, ...] | None = None,
     oom_kills: tuple[OomKillStatus, ...] | None = None,
+    limits: tuple[LimitStatus, ...] | None = None,
+    observed_generation: int | None = None,
 ) -> ReportStatus:
     """``everything``: complete lists, every process and every shmem object (``--all``)."""
     memory = _memory(snapshot)
@@ -139,9 +142,11 @@ def build(
             containers=0 if everything else max(0, len(containers) - containers_listed),
         ),
         processes=_processes(snapshot) if everything else None,
-        summary=summary(memory, shmem, tmpfs, None, None if exposures is None else len(exposures)),
+        summary=summary(memory, shmem, tmpfs, limits, None if exposures is None else len(exposures)),
         exposures=exposures,
         oom_kills=oom_kills,
+        limits=limits,
+        observed_generation=observed_generation,
     )
 
 

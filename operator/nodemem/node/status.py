@@ -12,6 +12,7 @@ API_VERSION = "nodemem.io/v1alpha1"
 
 Scope = Literal["Host", "EmptyDir", "SharedMemory"]
 LimitState = Literal["InSync", "Audit", "Deferred", "Failed", "Contested"]
+OnDelete = Literal["Restore", "Keep"]
 ExposureReason = Literal["ClampedBadness", "Unkillable", "SkewedAdj", "TmpfsHeld"]
 Severity = Literal["Imminent", "High", "Low"]
 
@@ -300,6 +301,14 @@ class LimitStatus:
     )
     policy: str | None = doc("The TmpfsPolicy it comes from.", default=None, max_length=253)
     device: str | None = doc("major:minor of the file system.", default=None, max_length=32)
+    target_bytes: int | None = doc("The size that the limit comes to here: of the size found, by adjust.", default=None)
+    on_delete: str | None = doc("What becomes of the size when the limit goes.", default=None, max_length=16)
+    drifts: int | None = doc("How often something else changed the size lately, and it was set again.", default=None)
+    instance: str | None = doc(
+        "What tells this tmpfs from one that is mounted there later: boot, device and file system id.",
+        default=None,
+        max_length=96,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +363,11 @@ class ReportStatus:
     omitted: Omitted = doc("What the lists leave out.")
     processes: tuple[ProcessStatus, ...] | None = doc("Every process; with --all.", default=None, max_items=0)
     summary: SummaryStatus | None = doc("What kubectl get prints.", default=None)
-    limits: tuple[LimitStatus, ...] | None = doc("Each limit of spec.tmpfsLimits.", default=None, max_items=128)
+    limits: tuple[LimitStatus, ...] | None = doc(
+        "Each limit of spec.tmpfsLimits, and those taken back whose size is not yet restored.",
+        default=None,
+        max_items=256,
+    )
     exposures: tuple[ExposureStatus, ...] | None = doc(
         "Containers in which the kernel would kill the wrong process, most severe first; summary.exposed counts all.",
         default=None,
@@ -362,6 +375,9 @@ class ReportStatus:
     )
     oom_kills: tuple[OomKillStatus, ...] | None = doc(
         "The last kills of the OOM killer on this node, newest first.", default=None, max_items=16
+    )
+    observed_generation: int | None = doc(
+        "metadata.generation of the spec that limits answers in full.", default=None, minimum=0
     )
 
 

@@ -16,18 +16,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
-from nodemem.api.types import SMALLEST_LIMIT_BYTES, Adjust, LimitMode, TmpfsLimit, TmpfsPolicySpec, TmpfsRule
-from nodemem.node.status import Scope
+from nodemem.api.types import Adjust, LimitMode, TmpfsLimit, TmpfsPolicySpec, TmpfsRule
+from nodemem.node.status import OnDelete, Scope
 from nodemem.node.units import parse_size
 from nodemem.policy import globs
 from nodemem.policy.selectors import keys, selects, selects_all
+from nodemem.policy.sizes import LARGEST_LIMIT_BYTES as LARGEST_LIMIT_BYTES
+from nodemem.policy.sizes import target_bytes as target_bytes
+from nodemem.policy.sizes import whole_pages as whole_pages
 
 SHM_SIZE = "nodemem.io/shm-size"
 """Annotation of a pod: the size of /dev/shm it asks for."""
 MOST_LIMITS = 128
 """Of one node; as many as its report's spec takes."""
-LARGEST_LIMIT_BYTES = (1 << 63) - (1 << 20)
-"""Above, the kernel's own arithmetic overflows."""
 _LONGEST_MOUNT_POINT = 1024
 _MOST_REMEMBERED = 65536
 _ADJUSTS = ("Shrink", "Exact", "Grow")
@@ -99,6 +100,7 @@ class Sized(NamedTuple):
     adjust: Adjust
     size_bytes: int
     headroom_percent: int
+    on_delete: OnDelete = "Restore"
 
 
 class Trial(NamedTuple):
@@ -146,22 +148,6 @@ class NodeLimits:
     gone: frozenset[str] = frozenset()
     undecided: int = 0
     left_out: int = 0
-
-
-def target_bytes(adjust: Adjust, limit_bytes: int, original_bytes: int) -> int:
-    """What a limit makes of a mount that had ``original_bytes`` when it was found.
-
-    Of the size found, not of the one now: a cap that is eased lets the mount grow again, up to what it had.
-    """
-    if adjust == "Shrink":
-        return min(limit_bytes, original_bytes)
-    return max(limit_bytes, original_bytes) if adjust == "Grow" else limit_bytes
-
-
-def whole_pages(size_bytes: int, page_size_bytes: int) -> int:
-    """Rounded up, as the kernel does. Never 0, never below the smallest limit nor above the largest."""
-    size_bytes = min(max(size_bytes, SMALLEST_LIMIT_BYTES), LARGEST_LIMIT_BYTES)
-    return -(-size_bytes // page_size_bytes) * page_size_bytes
 
 
 class _Rule(NamedTuple):
@@ -241,8 +227,7 @@ def _rules(policy: Policy) -> _Rules:
         raise ValueError(f"headroom {str(spec.headroom)[:64]!r}: write a whole percentage from 0% to 100%, such as 10%")
     prepared = []
     for index, rule in enumerate(spec.rules):
-        # A rule of which a pod's annotation may ask more has a largest size.
-        largest = getattr(rule, "max_size", None)
+        largest = rule.max_size
         prepared.append(
             _Rule(policy, index, rule, int(headroom), str(rule.size), None if largest is None else str(largest))
         )
@@ -399,7 +384,8 @@ def _again(group: _Group, held: TmpfsLimit) -> TmpfsLimit | None:
     rule = next((each for each in group.by_scope[held.scope] if each.policy.name == held.policy), None)
     if rule is None:
         return None
-    return replace(held, mode=rule.policy.spec.mode, headroom_percent=rule.headroom_percent)
+    spec = rule.policy.spec
+    return replace(held, mode=spec.mode, headroom_percent=rule.headroom_percent, on_delete=spec.on_delete)
 
 
 def _distinct(mounts: Iterable[Mount]) -> Iterable[Mount]:
@@ -436,6 +422,7 @@ def _resolve(rules: _Rules, whole_bytes: int | None, asked: str | None, page_siz
                 each.rule.adjust,
                 whole_pages(size, page_size_bytes),
                 each.headroom_percent,
+                spec.on_delete,
             )
     wanted = sorted(by_policy.values(), key=_precedence)
     enforced = [sized for sized in wanted if sized.mode == "Enforce"]
@@ -497,6 +484,7 @@ def _limit(mount: Mount, winner: Sized) -> TmpfsLimit:
         mode=winner.mode,
         adjust=winner.adjust,
         headroom_percent=winner.headroom_percent,
+        on_delete=winner.on_delete,
         policy=winner.policy,
     )
 

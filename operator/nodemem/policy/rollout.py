@@ -29,6 +29,8 @@ from nodemem.policy.limits import MOST_LIMITS
 from nodemem.policy.words import some
 
 Standing = Literal["InSync", "Audit", "Deferred", "Failed", "Contested", "InFlight", "Waiting"]
+HELD_ELSEWHERE = "HeldElsewhere"
+"""The agent's reason where the tmpfs has another mount point, of which a limit speaks: it is restored with that one."""
 UNKNOWN_POLICY = Rollout()
 """The pace at which limits go whose policy is no more (its finalizer was removed by hand)."""
 
@@ -230,16 +232,19 @@ class _View:
             else:
                 part.rank(status.state, status.message)
             return
-        if unanswered or status is None or status.state == "Audit" or status.requested_bytes != limit.size_bytes:
+        if unanswered or status is None or status.requested_bytes != limit.size_bytes:
             part.rank("InFlight")
-        elif status.state not in ("Failed", "Contested"):
+        elif status.state not in ("Failed", "Contested", "Audit"):
             part.rank(status.state, status.message)
         elif still_wanted:
-            part.rank(status.state, status.message)
+            # Audit in answer to an enforced limit: the agent may not enforce.
+            part.rank("Failed" if status.state == "Audit" else status.state, status.message)
             part.failing = True
 
     def _restoring(self, part: _Part, status: LimitStatus) -> None:
         """The limit is not in the spec any more, and the agent still has it."""
+        if status.reason == HELD_ELSEWHERE and not self.unanswered(status.policy or _NOBODY):
+            return
         # A silent node has it in writing that the limit is gone, and will follow when it is back.
         part.holds = part.holds or not self.state.stale
         if status.state == "InSync" or self.unanswered(status.policy or _NOBODY):
