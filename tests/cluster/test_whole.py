@@ -18,6 +18,7 @@ from cluster.agentlab import REPORTS, make_node, make_pod, report_of, running_ag
 from cluster.controllerlab import Controller, plane
 from cluster.controlplane import ApiError, ControlPlane
 from kernel import workloads
+from kernel.hungry import Worker
 from kernel.workloads import MIB
 from nodemem.agent.changes import Cadence
 
@@ -67,20 +68,26 @@ def test_a_guaranteed_pod_on_a_clamped_kernel_is_flagged_in_its_namespace_and_un
         place = stack.enter_context(
             workloads.container_cgroup(pod["metadata"]["uid"], container_id, qos="Guaranteed", limit=128 * MIB)
         )
-        hog, _ = stack.enter_context(workloads.child(holds(80 * MIB), place))
+        # Programs of their own: a fork of the test process would count its pages, and score above the clamp.
+        hog = Worker(place, name="hog")
+        stack.callback(hog.end)
+        assert hog.takes(80 * MIB)
+        small = Worker(place, name="small")
+        stack.callback(small.end)
+        assert small.takes(2 * MIB)
         stack.enter_context(Controller(cluster, name="clamped"))
         log = stack.enter_context((cluster.directory / "clamped-agent.log").open("wb"))
         agent = stack.enter_context(subprocess.Popen(command, env=environment, stderr=log))
         stack.callback(agent.kill)
         stack.callback(lambda: print(cluster.log("clamped-agent")[-3000:], cluster.log("controller-clamped")[-3000:]))
-        with workloads.child(holds(2 * MIB), place) as (small, _):
-            found = until(lambda: exposure(cluster, space, "bank-0"), "the exposure", 60)
-            table = cluster.kubectl("get", "oomexposures", "-n", space)
+        found = until(lambda: exposure(cluster, space, "bank-0"), "the exposure", 60)
+        table = cluster.kubectl("get", "oomexposures", "-n", space)
+        small.end()
         assert found["status"]["reasons"] == ["ClampedBadness"]
         assert found["metadata"]["ownerReferences"][0]["uid"] == pod["metadata"]["uid"]
         (container,) = found["status"]["containers"]
-        assert container["predictedVictim"]["pid"] == small, "the last one scanned dies on a tie"
-        assert container["largest"]["pid"] == hog
+        assert container["predictedVictim"]["pid"] == small.pid, "the last one scanned dies on a tie"
+        assert container["largest"]["pid"] == hog.pid
         assert -997 < container["mitigation"]["oomScoreAdj"] < 0
         assert "bank-0" in table
         assert "ClampedBadness" in table
