@@ -289,7 +289,10 @@ class TmpfsPolicySpec:
         minimum=-1000000,
         maximum=1000000,
     )
-    reclaim: Reclaim | None = doc("What may be cleaned when a Host tmpfs is over its limit.", default=None)
+    reclaim: Reclaim | None = doc(
+        "What may be cleaned when a Host tmpfs is over its limit. Not acted on by this version: nothing is cleaned.",
+        default=None,
+    )
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.reclaim) || self.rules.exists(r, r.scope == 'Host')",
@@ -400,7 +403,7 @@ class OomPolicySpec:
     mode: OomMode = doc(
         "Ignore: not checked. Flag: an OomExposure and an Event for an exposed pod; what a Guaranteed pod without any"
         " policy gets. Mitigate: the agent also sets the oom_score_adj that makes the kernel choose right, and takes it"
-        " back when the policy goes.",
+        " back when the policy goes; this version does not do that yet, and flags only.",
         default="Flag",
     )
     imminent_at: int | str = doc(
