@@ -4,9 +4,10 @@ import argparse
 import json
 import sys
 
+from debian import ensure
 from vm import packages
 from vm.boots import cases_for
-from vm.machine import Machine, Scenario, run
+from vm.machine import EMULATOR, Machine, Scenario, run
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     boot.add_argument("cases", nargs="*", metavar="CASE")
     args = parser.parse_args()
     if args.command == "fetch":
-        packages.ensure_qemu()
+        ensure(*EMULATOR)
         print(packages.userland(refresh=args.refresh))
         for suite in args.suites or packages.KERNEL_SUITES:
             found = packages.kernel(suite, refresh=args.refresh)

@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from debian import ensure
 from vm import initramfs, packages
 
 _HERE = Path(__file__).parent
 _SOURCE = _HERE.parent.parent / "operator" / "nodemem"
 _PAGE = 4096
+
+EMULATOR = ("qemu-system-x86_64", "qemu-system-x86")
+"""The program, and Debian's package of it."""
 
 _CPU = "qemu64,-cx16,+rdrand"
 """Without cmpxchg16b: QEMU 7.2 now and then leaves garbage in the flags after it, and the slab allocator dies of it."""
@@ -85,9 +89,9 @@ class Boot:
 
 
 def run(machine: Machine, scenarios: Sequence[Scenario], *, timeout: float = 600.0) -> Boot:
-    """Boot, run the scenarios in order, power off. Raises GuestError, or packages.FetchError."""
+    """Boot, run the scenarios in order, power off. Raises GuestError, packages.FetchError, or InstallError."""
     kernel = packages.kernel(machine.kernel)
-    emulator = packages.ensure_qemu()
+    emulator = ensure(*EMULATOR)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nodemem-vm-") as scratch:
         directory = Path(scratch)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,23 +83,6 @@ def userland(*, refresh: bool = False) -> Path:
         if refresh or not manifest.exists():
             _fetch_userland(cache, manifest)
         return cache / str(json.loads(manifest.read_text())["directory"])
-
-
-def ensure_qemu() -> str:
-    """The emulator's path. As root on a machine that has none, apt installs it, and says so first."""
-    name = "qemu-system-x86_64"
-    if found := shutil.which(name):
-        return found
-    if os.geteuid() != 0:
-        raise FetchError(f"{name} is not installed; run: apt-get install qemu-system-x86")
-    print("tests/vm: installing qemu-system-x86 with apt-get, to boot other kernels", flush=True)
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with suppress(FetchError):  # another of the machine's sources may be out of order: the installation tells
-        _run(["apt-get", "-q", "update"], environment)
-    _run(["apt-get", "-q", "install", "--yes", "--no-install-recommends", "qemu-system-x86"], environment)
-    if found := shutil.which(name):
-        return found
-    raise FetchError(f"{name}: still not there after installing qemu-system-x86")
 
 
 @contextmanager
