@@ -5,6 +5,7 @@ build of ``go.mod`` beside this file into the cache. The cache is outside the tr
 ``${XDG_CACHE_HOME:-~/.cache}/nodemem/control-plane/<versions>/``.
 """
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -50,7 +51,11 @@ def find(program: str) -> Path:
         return Path(on_path)
     cached = cache_directory() / program
     if not cached.exists():
-        _build(program, cached)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with open(cached.parent / "lock", "w") as lock:  # two test runs may ask at once: one builds
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not cached.exists():
+                _build(program, cached)
     return cached
 
 
@@ -70,7 +75,6 @@ def _build(program: str, target: Path) -> None:
     stamp = "k8s.io/component-base/version"
     flags = f"-s -w -X {stamp}.gitVersion={version} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
     flags += f" -X {stamp}.gitTreeState=clean"
-    target.parent.mkdir(parents=True, exist_ok=True)
     _say(f"building {program} {version} into {target.parent}; some minutes on two cores, once")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
