@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nodemem.kernel import lab, labprogram, oom
+from nodemem.kernel import lab, labchecks, labprogram, oom
 from nodemem.kernel.cgroups import discover
 from nodemem.kernel.host import Host
-from nodemem.kernel.lab import Plan, Program
+from nodemem.kernel.labplan import Plan, Program
 
 KIB, MIB = 1 << 10, 1 << 20
 COMMAND = [sys.executable, "-m", "nodemem", "oom", "lab"]
@@ -57,7 +57,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 def run(plan: Plan) -> tuple[lab.Standing, lab.Result, dict[int, int]]:
-    assert lab.obstacles(plan, Host()) == []
+    assert labchecks.obstacles(plan, Host()) == []
     with lab.Lab(plan) as experiment:
         experiment.start()
         before = experiment.standing()
@@ -192,22 +192,22 @@ def test_a_user_who_may_not_make_cgroups_is_told_so() -> None:
     child = os.fork()
     if child == 0:
         os.setuid(65534)
-        said = [each.what for each in lab.obstacles(Plan((Program(MIB, 0),), 8 * MIB), Host())]
+        said = [each.what for each in labchecks.obstacles(Plan((Program(MIB, 0),), 8 * MIB), Host())]
         os._exit(0 if any("no cgroup can be made in it" in what for what in said) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_limit_that_the_machine_has_no_room_for_is_refused() -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = lab.obstacles(Plan((Program(MIB, 0),), memory), Host())
+    found = labchecks.obstacles(Plan((Program(MIB, 0),), memory), Host())
     assert any("the machine could run out first" in each.what for each in found)
 
 
 def test_a_limit_that_a_cgroup_above_has_no_room_for_is_refused() -> None:
     hierarchy = discover(Host())
     plan = Plan((Program(MIB, 0),), 64 * MIB)
-    parent = lab._parent(hierarchy, Host())
-    place = Path(lab._place(hierarchy, parent), "nodemem-test-outer")
+    parent = labchecks.parent_path(hierarchy, Host())
+    place = Path(labchecks.directory_of(hierarchy, parent), "nodemem-test-outer")
     place.mkdir()
     try:
         name = "memory.max" if hierarchy.memory_version == "v2" else "memory.limit_in_bytes"
@@ -221,7 +221,7 @@ def test_a_limit_that_a_cgroup_above_has_no_room_for_is_refused() -> None:
         child = os.fork()
         if child == 0:
             (inside / "cgroup.procs").write_text("0")
-            said = [each.what for each in lab.obstacles(plan, Host())]
+            said = [each.what for each in labchecks.obstacles(plan, Host())]
             os._exit(0 if any("bytes left of its own limit" in what for what in said) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
@@ -233,8 +233,8 @@ def test_a_limit_that_a_cgroup_above_has_no_room_for_is_refused() -> None:
 def test_a_global_experiment_needs_consent_where_others_could_be_hit() -> None:
     """No machine that runs these tests is a guest made for them: there are always other processes to protect."""
     done = subprocess.run([*COMMAND, "--global", "--process", "1Mi"], capture_output=True, text=True)
-    needs_consent = lab.virtual_machine(Host()) is None or lab.shared_with(Host()) is not None
-    blocked = lab.obstacles(Plan((Program(MIB, 0),), None), Host())
+    needs_consent = labchecks.virtual_machine(Host()) is None or labchecks.shared_with(Host()) is not None
+    blocked = labchecks.obstacles(Plan((Program(MIB, 0),), None), Host())
     assert needs_consent or blocked, "this machine would let a global experiment run"
     assert done.returncode == 3
     assert "nothing was started" in done.stderr

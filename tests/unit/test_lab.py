@@ -9,9 +9,9 @@ import pytest
 
 from cgrouptrees import Figures, v2_host
 from nodemem.cli import oom_lab
-from nodemem.kernel import lab, labprogram, oom
+from nodemem.kernel import lab, labchecks, labplan, labprogram, oom
 from nodemem.kernel.capture import ReplayHost
-from nodemem.kernel.lab import Plan, Program
+from nodemem.kernel.labplan import Plan, Program
 
 MIB = 1 << 20
 ACCURATE = oom.rules_for("6.1.0", oom.Generation.ACCURATE)
@@ -38,8 +38,8 @@ def foreseen(found: oom.Domain, rules: oom.Rules, grower: int, free_mib: int) ->
     return [kill.predicted for kill in lab.foresee(found, TOTALPAGES, rules, grower, free_mib * MIB // 4096)]
 
 
-@pytest.mark.parametrize("scenario", lab.SCENARIOS.values(), ids=lambda each: each.name)
-def test_every_named_scenario_is_a_valid_plan(scenario: lab.Scenario) -> None:
+@pytest.mark.parametrize("scenario", labplan.SCENARIOS.values(), ids=lambda each: each.name)
+def test_every_named_scenario_is_a_valid_plan(scenario: labplan.Scenario) -> None:
     assert scenario.plan.problems() == []
 
 
@@ -64,7 +64,7 @@ def test_a_plan_that_cannot_work_says_why(plan: Plan, says: str) -> None:
 
 def test_the_default_limit_has_room_for_the_programs_and_more() -> None:
     programs = (Program(160 * MIB, 0), Program(4096, 0))
-    limit = lab.roomy_limit(programs)
+    limit = labplan.roomy_limit(programs)
     assert Plan(programs, limit).problems() == []
     assert 160 * MIB * 9 // 8 <= limit <= 200 * MIB
 
@@ -187,15 +187,15 @@ def test_what_is_no_size_or_program_is_refused_with_an_example(text: str, capsys
     ],
 )
 def test_a_virtual_machine_is_told_by_its_processor_or_its_maker(files: dict[str, bytes], evidence: str | None) -> None:
-    found = lab.virtual_machine(ReplayHost(files))
+    found = labchecks.virtual_machine(ReplayHost(files))
     assert (found is None) if evidence is None else (found is not None and evidence in found)
 
 
 def test_a_node_that_runs_containers_is_not_for_a_global_experiment() -> None:
     host = v2_host({"/": Figures(), "/kubepods.slice": Figures()})
-    assert "kubepods" in (lab.shared_with(host) or "")
+    assert "kubepods" in (labchecks.shared_with(host) or "")
 
 
 def test_a_container_is_not_for_a_global_experiment() -> None:
     host = ReplayHost({}, {"stat": {"/proc/self/ns/pid": {"value": ["0:4", 4026532198, 0, 1, 0, 0o444, 0.0]}}})
-    assert "container" in (lab.shared_with(host) or "")
+    assert "container" in (labchecks.shared_with(host) or "")

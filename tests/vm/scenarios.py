@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from nodemem.kernel import lab, meminfo, oom, syscalls
+from nodemem.kernel import lab, labchecks, labplan, meminfo, oom, syscalls
 from nodemem.kernel.host import Host
 from nodemem.kernel.procfs import ProcessTable
 from nodemem.node import report, trends
@@ -36,9 +36,9 @@ def experiment(
     ``late_settings`` are written when the programs run, and so are ``cgroup_settings``: [file of the experiment's
     cgroup, value].
     """
-    made = tuple(lab.Program(int(each[0]) << 10, int(each[1]), *each[2:]) for each in programs)
+    made = tuple(labplan.Program(int(each[0]) << 10, int(each[1]), *each[2:]) for each in programs)
     largest = max(range(len(made)), key=lambda at: made[at].size_bytes)
-    plan = lab.Plan(
+    plan = labplan.Plan(
         made,
         None if limit_mib is None else limit_mib << 20,
         largest if grows is None else grows - 1,
@@ -52,7 +52,7 @@ def experiment(
             stack.enter_context(_without_swap())
         for name, value in settings:
             stack.enter_context(_setting(f"/proc/sys/{name}", value))
-        obstacles = lab.obstacles(plan, host)
+        obstacles = labchecks.obstacles(plan, host)
         assert obstacles == [], obstacles
         experiment = stack.enter_context(lab.Lab(plan, host, patience_seconds))
         experiment.start()
@@ -90,7 +90,7 @@ def experiment(
 def scores(programs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """Every process of the guest: oom_score as read, and as computed from the process table."""
     host = Host()
-    plan = lab.Plan(tuple(lab.Program(int(size) << 10, int(adj)) for size, adj in programs), 256 << 20)
+    plan = labplan.Plan(tuple(labplan.Program(int(size) << 10, int(adj)) for size, adj in programs), 256 << 20)
     with lab.Lab(plan, host) as experiment:
         experiment.start()
         rules = experiment.standing().rules

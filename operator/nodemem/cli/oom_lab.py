@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nodemem.cli.options import add_output
 from nodemem.cli.text import binary_size, console, dump, safe, table
-from nodemem.kernel import lab, oom
+from nodemem.kernel import lab, labchecks, labplan, oom
 from nodemem.kernel.host import Host
 
 _HASTY = (7, 0, 0)
@@ -38,11 +38,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="run programs out of memory in a cgroup of their own, and compare with the prediction",
         description="Start programs with the oom_score_adj you give in a memory cgroup of their own, let one grow "
         "until the cgroup is out of memory, and show whom the kernel kills next to whom nodemem predicted.",
-        epilog=_EPILOG.format(scenarios="\n".join(f"  {each.name:11} {each.text}" for each in lab.SCENARIOS.values())),
+        epilog=_EPILOG.format(
+            scenarios="\n".join(f"  {each.name:11} {each.text}" for each in labplan.SCENARIOS.values())
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--scenario", choices=sorted(lab.SCENARIOS), help="a named experiment (default: plain)")
+    what.add_argument("--scenario", choices=sorted(labplan.SCENARIOS), help="a named experiment (default: plain)")
     what.add_argument(
         "--process",
         action="append",
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         args.usage_error(str(error))
     host: Host = getattr(args, "host", None) or Host()
-    missing = lab.obstacles(plan, host)
+    missing = labchecks.obstacles(plan, host)
     if args.whole_machine and not args.consent:
         missing += _global_obstacles(host)
     if missing:
@@ -94,14 +96,14 @@ def run(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return _experiment(plan, host, args.output)
-    except lab.LabError as error:
+    except labplan.LabError as error:
         print(f"nodemem: {error}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def plan_of(args: argparse.Namespace) -> lab.Plan:
+def plan_of(args: argparse.Namespace) -> labplan.Plan:
     """Raises ValueError with a sentence for the user."""
     if args.process:
         programs = tuple(args.process)
@@ -109,9 +111,9 @@ def plan_of(args: argparse.Namespace) -> lab.Plan:
         if not 0 <= grows < len(programs):
             raise ValueError(f"--grow {args.grow}: there are {len(programs)} programs")
         tmpfs = args.tmpfs or 0
-        plan = lab.Plan(programs, None, grows, args.swap or 0, tmpfs)
+        plan = labplan.Plan(programs, None, grows, args.swap or 0, tmpfs)
     else:
-        plan = lab.SCENARIOS[args.scenario or "plain"].plan
+        plan = labplan.SCENARIOS[args.scenario or "plain"].plan
         if args.grow:
             raise ValueError("--grow belongs to --process; a scenario has its own")
         plan = replace(
@@ -133,22 +135,22 @@ def plan_of(args: argparse.Namespace) -> lab.Plan:
     elif args.limit is not None:
         plan = replace(plan, limit_bytes=args.limit)
     elif args.process or plan.tmpfs_bytes:
-        plan = replace(plan, limit_bytes=lab.roomy_limit(plan.programs, plan.tmpfs_bytes))
+        plan = replace(plan, limit_bytes=labplan.roomy_limit(plan.programs, plan.tmpfs_bytes))
     if problems := plan.problems():
         raise ValueError("; ".join(problems))
     return plan
 
 
-def _global_obstacles(host: Host) -> list[lab.Obstacle]:
+def _global_obstacles(host: Host) -> list[labchecks.Obstacle]:
     found = []
-    if lab.virtual_machine(host) is None:
-        found.append(lab.Obstacle("--global: nothing shows that this is a virtual machine", _GLOBAL_CONSENT))
-    if why := lab.shared_with(host):
-        found.append(lab.Obstacle(f"--global: {why}", _GLOBAL_CONSENT))
+    if labchecks.virtual_machine(host) is None:
+        found.append(labchecks.Obstacle("--global: nothing shows that this is a virtual machine", _GLOBAL_CONSENT))
+    if why := labchecks.shared_with(host):
+        found.append(labchecks.Obstacle(f"--global: {why}", _GLOBAL_CONSENT))
     return found
 
 
-def _refuse(missing: list[lab.Obstacle], output: str) -> int:
+def _refuse(missing: list[labchecks.Obstacle], output: str) -> int:
     if output == "json":
         dump(
             {"verdict": "notAllowed", "obstacles": [{"what": each.what, "remedy": each.remedy} for each in missing]},
@@ -160,7 +162,7 @@ def _refuse(missing: list[lab.Obstacle], output: str) -> int:
     return NOT_ALLOWED
 
 
-def _experiment(plan: lab.Plan, host: Host, output: str) -> int:
+def _experiment(plan: labplan.Plan, host: Host, output: str) -> int:
     with lab.Lab(plan, host) as experiment:
         experiment.start()
         before = experiment.standing()
@@ -178,7 +180,7 @@ def _experiment(plan: lab.Plan, host: Host, output: str) -> int:
     return 0 if right else DIFFERENT
 
 
-def as_json(plan: lab.Plan, before: lab.Standing, result: lab.Result, right: bool) -> dict[str, Any]:
+def as_json(plan: labplan.Plan, before: lab.Standing, result: lab.Result, right: bool) -> dict[str, Any]:
     size = before.domain.page_size
     numbers = {member.pid: member.number for member in before.members}
 
@@ -230,7 +232,7 @@ def as_json(plan: lab.Plan, before: lab.Standing, result: lab.Result, right: boo
     }
 
 
-def _show_standing(plan: lab.Plan, before: lab.Standing) -> None:
+def _show_standing(plan: labplan.Plan, before: lab.Standing) -> None:
     out = console()
     where = (
         "the whole machine" if plan.limit_bytes is None else f"a cgroup with a limit of {binary_size(plan.limit_bytes)}"
@@ -319,11 +321,11 @@ def _size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2] or ""]
 
 
-def _program(text: str) -> lab.Program:
+def _program(text: str) -> labplan.Program:
     size, _, rest = text.partition(":")
     adj, _, group = rest.partition(":")
     if adj and not re.fullmatch(r"[+-]?\d{1,4}", adj):
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected SIZE[:ADJ[:GROUP]] such as 160Mi:-998, ADJ from -1000 to 1000"
         )
-    return lab.Program(_size(size), int(adj or 0), group)
+    return labplan.Program(_size(size), int(adj or 0), group)

@@ -1,6 +1,6 @@
 """The OOM experiment: programs of given sizes and oom_score_adj run out of memory together, and the kernel chooses.
 
-A ``Plan`` enters; ``obstacles`` says beforehand what this process may not do; a ``Lab`` makes a memory cgroup of its
+A ``Plan`` (labplan.py) enters, and nothing of labchecks.py may be in the way. A ``Lab`` makes a memory cgroup of its
 own, starts the programs in the given order, tells who is predicted to die (``standing``), and then lets one of them
 grow (``drive``) until it is dead or alone. Who died is taken from the kernel: wait statuses for who, its log for the
 order.
@@ -23,322 +23,18 @@ from types import TracebackType
 from typing import Literal
 
 from nodemem.kernel import kmsg, labprogram, meminfo, oom, syscalls
-from nodemem.kernel.cgroups import Hierarchy, ancestors, discover
+from nodemem.kernel.cgroups import Hierarchy, discover
 from nodemem.kernel.host import Host
+from nodemem.kernel.labchecks import TMPFS, directory_of, knob, parent_path
+from nodemem.kernel.labplan import LabError, Plan, Program
 from nodemem.kernel.procfs import ProcessTable
 
-SMALLEST_LIMIT_BYTES = 4 << 20
 _STEP_BYTES = 256 << 10
 _NAME = "nodemem-lab-"
-_TMPFS = "/dev/shm"
 _RECORDS_AT_ONCE = 2000
 """The log may grow faster than it is read: no reading is to go on for ever."""
 
 _KILLED = re.compile(rb"Killed process (\d+)")
-
-
-class LabError(RuntimeError):
-    """The experiment can't go on; everything made for it has been removed, or the message names what was not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """One process: what it holds before the experiment, and in which child cgroup ("" is the experiment's own)."""
-
-    size_bytes: int
-    oom_score_adj: int
-    group: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """``grows`` is an index into ``programs``, which start in their order.
-
-    ``limit_bytes`` None: no cgroup, the machine itself runs out. ``swap_bytes``: swap the cgroup may use.
-    ``tmpfs_bytes``: written to an unlinked tmpfs file by a process of the cgroup that is gone by the time of the OOM.
-    ``oom_groups``: the groups with memory.oom.group set ("" for the experiment's own cgroup, so for all).
-    """
-
-    programs: tuple[Program, ...]
-    limit_bytes: int | None
-    grows: int = 0
-    swap_bytes: int = 0
-    tmpfs_bytes: int = 0
-    oom_groups: frozenset[str] = frozenset()
-
-    def problems(self) -> list[str]:
-        """What is wrong with it on any machine; sentences."""
-        found = []
-        if not self.programs:
-            return ["no program: give at least one"]
-        if not 0 <= self.grows < len(self.programs):
-            found.append(f"program {self.grows + 1} is to grow, but there are {len(self.programs)}")
-        for number, program in enumerate(self.programs, 1):
-            if not oom.OOM_SCORE_ADJ_MIN <= program.oom_score_adj <= oom.OOM_SCORE_ADJ_MAX:
-                found.append(f"program {number}: oom_score_adj {program.oom_score_adj} is not in -1000..1000")
-            if program.size_bytes < 0:
-                found.append(f"program {number}: a size below 0")
-            if program.group and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", program.group):
-                found.append(f"program {number}: group {program.group!r} is not a name of a-z, 0-9 and '-'")
-        groups = {program.group for program in self.programs}
-        if "" in groups and len(groups) > 1:
-            found.append("either every program names a group, or none (cgroup v2 has processes only in leaves)")
-        if self.oom_groups - groups - {""}:
-            found.append(f"oom.group for {', '.join(sorted(self.oom_groups - groups))}, which no program is in")
-        if self.limit_bytes is not None:
-            if self.limit_bytes < SMALLEST_LIMIT_BYTES:
-                found.append(f"a limit below {SMALLEST_LIMIT_BYTES} bytes leaves no room for the kernel's own pages")
-            elif self.needs_bytes > self.limit_bytes + self.swap_bytes:
-                found.append(
-                    f"the programs and the tmpfs file need {self.needs_bytes} bytes before anything grows; "
-                    f"the limit (with swap) is {self.limit_bytes + self.swap_bytes}"
-                )
-        elif self.swap_bytes or any(groups) or self.oom_groups:
-            found.append("swap, groups and oom.group belong to a cgroup; without a limit there is none")
-        return found
-
-    @property
-    def needs_bytes(self) -> int:
-        """What the cgroup holds before anything grows, page tables and kernel stacks included; rounded up."""
-        each = (program.size_bytes + program.size_bytes // 256 + (96 << 10) for program in self.programs)
-        return sum(each) + self.tmpfs_bytes + (512 << 10)
-
-
-def roomy_limit(programs: Sequence[Program], tmpfs_bytes: int = 0) -> int:
-    """A limit of whole MiB that leaves the growing program an eighth of room."""
-    needs = Plan(tuple(programs), None, tmpfs_bytes=tmpfs_bytes).needs_bytes
-    return max(SMALLEST_LIMIT_BYTES, -(-needs * 9 // (8 << 20)) << 20)
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """A named experiment; ``text`` says what it shows."""
-
-    name: str
-    text: str
-    plan: Plan
-
-
-def _scenario(
-    name: str,
-    text: str,
-    *programs: tuple[int, int] | tuple[int, int, str],
-    limit_mib: int,
-    tmpfs_mib: int = 0,
-    oom_groups: frozenset[str] = frozenset(),
-) -> Scenario:
-    made = tuple(Program(each[0] << 10, each[1], each[2] if len(each) > 2 else "") for each in programs)
-    largest = max(range(len(made)), key=lambda at: made[at].size_bytes)
-    return Scenario(name, text, Plan(made, limit_mib << 20, largest, 0, tmpfs_mib << 20, oom_groups))
-
-
-_M = 1024
-
-SCENARIOS: Mapping[str, Scenario] = {
-    each.name: each
-    for each in (
-        _scenario(
-            "plain",
-            "oom_score_adj from 0 up, which needs no privilege: small processes with a high value die first",
-            *((160 * _M, 0), (40 * _M, 300), (5 * _M, 600), (1 * _M, 1000)),
-            limit_mib=240,
-        ),
-        _scenario(
-            "guaranteed",
-            "a Guaranteed pod (-997, pause -998), its largest process started first: clamped kernels kill the others",
-            *((160 * _M, -997), (40 * _M, -997), (5 * _M, -997), (4, -998)),
-            limit_mib=240,
-        ),
-        _scenario(
-            "mitigated",
-            "the same processes at -250, where clamped kernels see again who is largest",
-            *((160 * _M, -250), (40 * _M, -250), (5 * _M, -250), (4, -250)),
-            limit_mib=240,
-        ),
-        _scenario(
-            "skewed",
-            "different oom_score_adj in one container hide the largest process behind a small one",
-            *((160 * _M, -500), (20 * _M, 500), (5 * _M, 0)),
-            limit_mib=240,
-        ),
-        _scenario(
-            "unkillable",
-            "the process that grows is at -1000: all others die for it, and it lives",
-            *((160 * _M, -1000), (40 * _M, 0), (5 * _M, 0), (1 * _M, 0)),
-            limit_mib=240,
-        ),
-        _scenario(
-            "tmpfs",
-            "most of the limit is held by a file in a tmpfs: whoever dies, little comes back",
-            *((40 * _M, 0), (5 * _M, 0), (1 * _M, 0)),
-            limit_mib=200,
-            tmpfs_mib=140,
-        ),
-        _scenario(
-            "oom-group",
-            "memory.oom.group (cgroup v2): the whole cgroup dies with its victim, except what is at -1000",
-            *((160 * _M, 0), (40 * _M, 0), (5 * _M, -1000)),
-            limit_mib=240,
-            oom_groups=frozenset({""}),
-        ),
-        _scenario(
-            "pause",
-            "a pod with a pause process and two containers in cgroups of their own, all at -998",
-            *((4, -998, "pause"), (120 * _M, -998, "app"), (40 * _M, -998, "sidecar")),
-            limit_mib=200,
-        ),
-    )
-}
-
-
-# --- what is in the way -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Something this process may not do or this machine does not have, and what would help."""
-
-    what: str
-    remedy: str
-
-
-def obstacles(plan: Plan, host: Host) -> list[Obstacle]:
-    """Everything that would stop the experiment half way, found without changing anything."""
-    found = []
-    lowest = min(program.oom_score_adj for program in plan.programs)
-    if not _may_set_adj(lowest):
-        own = int(host.read_small(f"{host.proc}/self/oom_score_adj"))
-        found.append(
-            Obstacle(
-                f"oom_score_adj {lowest}: this process is at {own} and lacks CAP_SYS_RESOURCE, without which no lower "
-                "one can be given",
-                f"run with CAP_SYS_RESOURCE, or give values from {own} up (scenario 'plain')",
-            )
-        )
-    memory = meminfo.parse(host.read(f"{host.proc}/meminfo"))
-    if plan.tmpfs_bytes:
-        try:
-            usage = host.statvfs(_TMPFS)
-            free = usage.size_bytes - usage.used_bytes
-            if usage.size_bytes and free < plan.tmpfs_bytes:
-                found.append(Obstacle(f"{_TMPFS} has {free} bytes free of {plan.tmpfs_bytes}", "a larger /dev/shm"))
-        except OSError as error:
-            found.append(Obstacle(f"{_TMPFS}: {error.strerror}", "mount a tmpfs there"))
-    if _knob(host, "panic_on_oom") == 2 or (plan.limit_bytes is None and _knob(host, "panic_on_oom")):
-        found.append(Obstacle("vm.panic_on_oom: this OOM would stop the machine", "sysctl vm.panic_on_oom=0"))
-    hierarchy = discover(host)
-    if plan.limit_bytes is None:
-        return found + _obstacles_to_global(hierarchy, host)
-    if plan.swap_bytes and memory.get("SwapTotal", 0) < plan.swap_bytes:
-        found.append(Obstacle("this machine has less swap than the experiment is to use", "leave --swap out"))
-    available = memory.get("MemAvailable", memory["MemFree"])
-    if available < plan.limit_bytes * 5 // 4:
-        found.append(
-            Obstacle(
-                f"{available} bytes of memory are available; with a limit of {plan.limit_bytes} the machine could run "
-                "out first",
-                "a smaller --limit",
-            )
-        )
-    return found + _obstacles_to_cgroup(plan, hierarchy, host)
-
-
-def _obstacles_to_cgroup(plan: Plan, hierarchy: Hierarchy, host: Host) -> list[Obstacle]:
-    if hierarchy.memory_version is None:
-        return [Obstacle("no memory cgroups here", "mount the memory controller, v1 or v2")]
-    try:
-        parent = _parent(hierarchy, host)
-    except LabError as error:
-        return [Obstacle(str(error), "run it from a session outside of a delegated cgroup, as root")]
-    found = []
-    if plan.oom_groups and hierarchy.memory_version == "v1":
-        found.append(Obstacle("memory.oom.group: cgroup v1 has none", "a machine with cgroup v2"))
-    if not os.access(_place(hierarchy, parent), os.W_OK):
-        found.append(Obstacle(f"memory cgroup {parent}: no cgroup can be made in it by this user", "run as root"))
-    for path in (parent, *ancestors(parent, hierarchy.root)):
-        above = hierarchy.read(path)
-        if above.limit_bytes is not None and above.usage_bytes is not None:
-            room = above.limit_bytes - above.usage_bytes
-            if room < (plan.limit_bytes or 0):
-                found.append(
-                    Obstacle(
-                        f"memory cgroup {path} has {room} bytes left of its own limit, less than the experiment's: "
-                        "others in it could be killed",
-                        "a smaller --limit",
-                    )
-                )
-    return found
-
-
-def _obstacles_to_global(hierarchy: Hierarchy, host: Host) -> list[Obstacle]:
-    found = []
-    if hierarchy.memory_version is not None:
-        own = hierarchy.path_of(host.read(f"{host.proc}/self/cgroup"))
-        limit = None if own is None else hierarchy.effective_limit(own)
-        if limit is not None:
-            found.append(
-                Obstacle(
-                    f"this process is in a cgroup with a limit of {limit} bytes: that would run out", "another cgroup"
-                )
-            )
-    if not _may_set_adj(oom.OOM_SCORE_ADJ_MIN):
-        found.append(
-            Obstacle(
-                "oom_score_adj -1000: the experiment itself has to outlive it, and CAP_SYS_RESOURCE is missing",
-                "run with CAP_SYS_RESOURCE",
-            )
-        )
-    return found
-
-
-def _may_set_adj(value: int) -> bool:
-    """Tried in a child, because what is allowed depends on capabilities and on values set before."""
-    child = os.fork()
-    if child == 0:
-        try:
-            Path("/proc/self/oom_score_adj").write_text(str(value))
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def virtual_machine(host: Host) -> str | None:
-    """What shows that this kernel runs in a virtual machine; None where nothing does."""
-    try:
-        for line in host.read(f"{host.proc}/cpuinfo").splitlines():
-            if line.startswith(b"flags") and b" hypervisor" in line:
-                return "the processor flag 'hypervisor'"
-    except OSError:
-        pass
-    for name in ("product_name", "sys_vendor"):
-        try:
-            text = os.fsdecode(host.read_small(f"{host.sys}/class/dmi/id/{name}")).strip()
-        except OSError:
-            continue
-        if re.search(r"QEMU|KVM|VMware|VirtualBox|Virtual Machine|Bochs|Xen|Amazon EC2|Google Compute", text):
-            return f"the machine's {name} {text!r}"
-    return None
-
-
-def shared_with(host: Host) -> str | None:
-    """Why an OOM of this machine would hit work that is not the caller's; None where no sign of such work is found."""
-    try:
-        if host.stat(f"{host.proc}/self/ns/pid").inode != _INIT_PID_NAMESPACE:
-            return "this is a container: the machine belongs to others"
-    except OSError:
-        pass
-    hierarchy = discover(host)
-    for path in hierarchy.walk():
-        if re.search(r"kubepods|/docker/|/docker-[0-9a-f]{64}|/libpod", path):
-            return f"containers run on this machine (memory cgroup {path})"
-    return None
-
-
-_INIT_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h, PROC_PID_INIT_INO
-
-
-# --- the experiment ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -462,8 +158,8 @@ class Lab:
         if self.plan.limit_bytes is None:
             ordered, order = oom.in_scan_order(tasks, rules)
             knobs = oom.Knobs(
-                panic_on_oom=_knob(host, "panic_on_oom") or 0,
-                oom_kill_allocating_task=bool(_knob(host, "oom_kill_allocating_task")),
+                panic_on_oom=knob(host, "panic_on_oom") or 0,
+                oom_kill_allocating_task=bool(knob(host, "oom_kill_allocating_task")),
                 allocating_pid=self._grower.pid,
             )
             domain = oom.Domain(ordered, node, knobs, order, host.page_size)
@@ -702,7 +398,7 @@ class Lab:
 
     def _fill_tmpfs(self, group: str) -> None:
         """Have a short-lived process of the cgroup write an unlinked file, which this process holds open."""
-        self._file = os.open(_TMPFS, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._file = os.open(TMPFS, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         child = os.fork()
         if child == 0:
             code = 1
@@ -715,7 +411,7 @@ class Lab:
             finally:
                 os._exit(code)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
-            raise LabError(f"the tmpfs file of {self.plan.tmpfs_bytes} bytes could not be written in {_TMPFS}")
+            raise LabError(f"the tmpfs file of {self.plan.tmpfs_bytes} bytes could not be written in {TMPFS}")
 
     # --- cgroups
 
@@ -723,10 +419,10 @@ class Lab:
         self._hierarchy = hierarchy = discover(self.host)
         if hierarchy.memory_version is None:
             raise LabError("no memory cgroups here")
-        parent = _parent(hierarchy, self.host)
-        _remove_leftovers(_place(hierarchy, parent))
+        parent = parent_path(hierarchy, self.host)
+        _remove_leftovers(directory_of(hierarchy, parent))
         self._path = f"{parent.rstrip('/')}/{_NAME}{os.getpid()}"
-        top = _place(hierarchy, self._path)
+        top = directory_of(hierarchy, self._path)
         self._make(top)
         groups = sorted({program.group for program in self.plan.programs} - {""})
         if hierarchy.memory_version == "v2":
@@ -758,7 +454,7 @@ class Lab:
 
     def _join(self, group: str) -> None:
         if self._hierarchy is not None:
-            _write(f"{_place(self._hierarchy, self._path)}/{group}".rstrip("/"), "cgroup.procs", 0)
+            _write(f"{directory_of(self._hierarchy, self._path)}/{group}".rstrip("/"), "cgroup.procs", 0)
 
     def _cgroup_domain(
         self, tasks: Sequence[oom.Task], rules: oom.Rules, memory: Mapping[str, int]
@@ -780,8 +476,8 @@ class Lab:
             page_size=self.host.page_size,
             version=hierarchy.memory_version,
             total_swap_bytes=memory["SwapTotal"],
-            vm_swappiness=_knob(self.host, "swappiness"),
-            panic_on_oom=_knob(self.host, "panic_on_oom") or 0,
+            vm_swappiness=knob(self.host, "swappiness"),
+            panic_on_oom=knob(self.host, "panic_on_oom") or 0,
             oom_group_paths=[path for path in paths if hierarchy.read(path).oom_group],
             tmpfs_bytes=self.plan.tmpfs_bytes,
         )
@@ -892,32 +588,6 @@ class _KernelLog:
         os.close(self._fd)
 
 
-def _parent(hierarchy: Hierarchy, host: Host) -> str:
-    """Where the experiment's cgroup goes: this process's own on v1; on v2 the nearest that hands the controller down.
-
-    Raises LabError.
-    """
-    own = hierarchy.path_of(host.read(f"{host.proc}/self/cgroup"))
-    if own is None:
-        raise LabError("this process's memory cgroup is outside of what is mounted here")
-    if hierarchy.memory_version == "v1":
-        return own
-    for path in (own, *ancestors(own, hierarchy.root)):
-        try:
-            if b"memory" in host.read_small(f"{_place(hierarchy, path)}/cgroup.subtree_control").split():
-                return path
-        except OSError:
-            continue
-    raise LabError(
-        f"no cgroup from {own} up has the memory controller enabled for its children (cgroup.subtree_control)"
-    )
-
-
-def _place(hierarchy: Hierarchy, path: str) -> str:
-    prefix = hierarchy.root.rstrip("/")
-    return (hierarchy.directory + path.removeprefix(prefix)).rstrip("/")
-
-
 def _remove_leftovers(parent: str) -> None:
     """Empty cgroups of labs that were killed: nobody has their pid now."""
     for name in os.listdir(parent):
@@ -955,13 +625,6 @@ def _write(place: str, name: str, value: int | str) -> None:
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
-
-
-def _knob(host: Host, name: str) -> int | None:
-    try:
-        return int(host.read_small(f"{host.proc}/sys/vm/{name}"))
-    except (OSError, ValueError):
-        return None
 
 
 def _score(host: Host, pid: int) -> int | None:
