@@ -5,12 +5,12 @@ import argparse
 from rich.console import RenderableType
 from rich.text import Text
 
-from nodemem.cli import oom_explain, oom_exposed, oom_lab
+from nodemem.cli import oom_explain, oom_exposed, oom_lab, oom_rank
 from nodemem.cli.options import add_output, add_root
 from nodemem.cli.text import binary_size, dump, safe, show, table
 from nodemem.kernel import oom
-from nodemem.node import report
 from nodemem.node.snapshot import Collector
+from nodemem.node.status import to_plain
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,28 +34,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run_rank(args: argparse.Namespace) -> int:
     """0 done, also when the kernel's generation is unknown: the output says so and ranks by today's rules."""
     snapshot = Collector(args.host).collect(deep="never", inspect=0)
-    ranking = report.node_ranking(snapshot)
-    scores = report.oom_scores(snapshot)
+    ranking = oom_rank.ranked(snapshot)
     if args.output in ("json", "yaml"):
         dump(
             {
                 "oomGeneration": str(snapshot.probe.generation),
                 "evidence": snapshot.probe.evidence,
-                "processes": [
-                    {
-                        "pid": each.pid,
-                        "comm": each.task.name,
-                        "owner": report.owner_name(snapshot.process_owners.get(each.pid)),
-                        "points": each.points,
-                        "oomScore": scores.get(each.pid),
-                        "oomScoreAdj": each.task.oom_score_adj,
-                        "rssBytes": each.task.rss_pages * snapshot.page_size,
-                        "swapBytes": each.task.swap_pages * snapshot.page_size,
-                        "freesBytes": each.task.frees_pages * snapshot.page_size,
-                        "unkillable": each.why,
-                    }
-                    for each in ranking
-                ],
+                "processes": [to_plain(each) for each in ranking],
             },
             args.output,
         )
@@ -74,20 +59,17 @@ def run_rank(args: argparse.Namespace) -> int:
         ("SWAP", "right"), ("FREES", "right"), ("OWNER", "text"),
     )  # fmt: skip
     shown = ranking[: args.top] if args.top > 0 else ranking
-    size = snapshot.page_size
     for place, each in enumerate(shown, 1):
-        score = scores.get(each.pid)
         rows.add_row(
             str(place) if each.points is not None else "never",
             str(each.pid),
-            safe(each.task.name),
-            "unknown" if score is None else str(score),
-            "unknown" if each.task.oom_score_adj is None else str(each.task.oom_score_adj),
-            binary_size(each.task.rss_pages * size),
-            binary_size(each.task.swap_pages * size),
-            binary_size(each.task.frees_pages * size),
-            safe(report.owner_name(snapshot.process_owners.get(each.pid)) or "")
-            + (f" ({each.why})" if each.why else ""),
+            safe(each.comm),
+            "unknown" if each.oom_score is None else str(each.oom_score),
+            "unknown" if each.oom_score_adj is None else str(each.oom_score_adj),
+            binary_size(each.rss_bytes),
+            binary_size(each.swap_bytes),
+            binary_size(each.frees_bytes),
+            safe(each.owner or "") + (f" ({each.unkillable})" if each.unkillable else ""),
         )
     parts.append(rows)
     if len(shown) < len(ranking):

@@ -46,6 +46,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "the largest tmpfs and processes, and what could not be read. Run as root to see everything.",
     )
     add_output(parser, "table", "wide", "json", "yaml")
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one self-contained page instead, to open in any browser or attach to an incident (-: to standard "
+        "output); with --watch it is written again each time",
+    )
     parser.add_argument("--all", action="store_true", help="complete lists; adds every process and every shmem object")
     parser.add_argument("--watch", type=positive_seconds, metavar="SECONDS", help="again and again, with the changes")
     parser.add_argument("--count", type=int, metavar="N", help="with --watch: stop after N reports")
@@ -68,6 +74,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """0 done. What could not be read is part of the report."""
     host: Host = args.host
+    if args.html is not None and Path(args.html).is_dir():
+        print(f"nodemem: {args.html} is a directory; name a file in it, such as report.html", file=sys.stderr)
+        return 1
     collector = Collector(host)
     history_file = None if args.no_history or not host.live else args.history or history.default_path()
     trend: History | None = None
@@ -83,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
             with suppress(OSError):  # a read-only home costs the growth between runs, not the report
                 history.save(trend, history_file)
         status = report.build(snapshot, trend, everything=args.all or args.output in ("table", "wide"))
-        if args.output in ("json", "yaml"):
+        if args.html is not None:
+            from nodemem.cli.html.write import write  # not loaded by every run of every command
+
+            write(args.html, host, snapshot, trend, everything=args.all)
+        elif args.output in ("json", "yaml"):
             dump(report.as_object(status, snapshot.facts.node_name), args.output)
         else:
             if args.watch and (out := console()).is_terminal:

@@ -87,6 +87,9 @@ class History:
             kept[name] = series
         self._series = kept
 
+    def series(self, name: str) -> Series | None:
+        return self._series.get(name)
+
     def bytes_per_hour(self, name: str) -> float | None:
         series = self._series.get(name)
         return series.bytes_per_hour() if series else None
