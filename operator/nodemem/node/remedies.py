@@ -22,11 +22,12 @@ from nodemem.node.status import (
     MemoryStatus,
     ProcessRef,
     ReportStatus,
+    ShmemObjectStatus,
     ShmemStatus,
     TmpfsStatus,
     key,
 )
-from nodemem.node.units import binary_size, growth, percent
+from nodemem.node.units import binary_size, duration, growth, percent
 from nodemem.node.verdict import NOTABLE_SHARE
 
 LARGE_SHARE = 0.1
@@ -40,8 +41,8 @@ FULL_AT_LEAST_BYTES = 64 << 20
 
 SOON_SECONDS = 24 * 3600
 
-_SIZES = [(mantissa << shift) * 1 << 20 for shift in range(24) for mantissa in (2, 3)]
-"""1.5 and 2 times each power of two: 2Mi, 3Mi, 4Mi, 6Mi ..."""
+_NAMED = 3
+"""How many processes a sentence names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def remedies(status: ReportStatus, found: Findings | None = None) -> tuple[Remed
     """The most pressing ones first."""
     all_of_them = [
         *_of_tmpfs(status),
-        *_of_sources(status.memory, status.shmem),
+        *_of_sources(status),
         *_of_kernel(status.memory),
         *(_of_exposure(each, status) for each in status.exposures or ()),
         *(_of_limit(each) for each in status.limits or () if each.state in ("Failed", "Contested", "Deferred")),
@@ -98,7 +99,7 @@ def _of_tmpfs(status: ReportStatus) -> Iterator[Remedy]:
             severity = Severity.HIGH
         if used >= FULL_AT_LEAST_BYTES and (full or (soon is not None and soon <= SOON_SECONDS)):
             severity = Severity.IMMINENT
-        yield Remedy(severity, _tmpfs_title(each), _tmpfs_why(each, total), tuple(_tmpfs_steps(each)))
+        yield Remedy(severity, _tmpfs_title(each), _tmpfs_why(each, total, soon), tuple(_tmpfs_steps(each)))
 
 
 def _tmpfs_title(each: TmpfsStatus) -> str:
@@ -108,7 +109,7 @@ def _tmpfs_title(each: TmpfsStatus) -> str:
     return title
 
 
-def _tmpfs_why(each: TmpfsStatus, total: int) -> str:
+def _tmpfs_why(each: TmpfsStatus, total: int, soon: float | None) -> str:
     used = each.used_bytes or 0
     text = f"That is {percent(used, total)} of memory, in no process. It stays until the files are deleted"
     text += " or the machine reboots." if each.scope == "Host" else " or the last mount of it goes."
@@ -116,7 +117,7 @@ def _tmpfs_why(each: TmpfsStatus, total: int) -> str:
         text += " It has no size limit: it can take all memory."
     elif each.size_bytes:
         text += f" It is {percent(used, each.size_bytes)} full ({binary_size(each.size_bytes)})"
-        text += f", and full at {each.full_at} at this pace." if each.full_at else "."
+        text += f", and full in {duration(soon)} at this pace." if soon is not None else "."
     if each.written_by:
         text += f" Open for writing by {', '.join(each.written_by)}."
     return text
@@ -161,7 +162,8 @@ def _tmpfs_steps(each: TmpfsStatus) -> Iterator[Step]:
     cap = _cap(each)
     if cap is not None and cap[1]:
         yield Step(
-            "Stop the growth now, until the next mount or boot. Without --dry-run it is done.",
+            "Stop the growth now, until the next mount or boot; what writes there is then told that no space is left. "
+            "Without --dry-run it is done.",
             f"nodemem tmpfs resize {name} {cap[0]} --dry-run",
         )
     path = each.mount_point
@@ -180,11 +182,12 @@ def _cap(each: TmpfsStatus) -> tuple[str, bool] | None:
     the size where nothing smaller fits. None where nothing is known."""
     if each.used_bytes is None:
         return None
-    fits = next((size for size in _SIZES if size >= 1.1 * each.used_bytes and size >= 16 << 20), None)
-    if fits is not None and (each.size_bytes is None or fits < each.size_bytes):
-        return _quantity(fits), True
-    half = next((size for size in reversed(_SIZES) if each.size_bytes and size <= each.size_bytes // 2), None)
-    return None if half is None else (_quantity(half), False)
+    step = max(1 << 20, 1 << max(0, each.used_bytes.bit_length() - 4))  # three digits are enough
+    fits = -(-each.used_bytes * 11 // 10 // step) * step
+    if each.size_bytes is None or fits < each.size_bytes:
+        return _quantity(max(fits, 16 << 20)), True
+    half = each.size_bytes // 2 // step * step
+    return (_quantity(half), False) if half else None
 
 
 def _quantity(size_bytes: int) -> str:
@@ -231,6 +234,7 @@ def _seconds_between(earlier: str, later: str | None) -> float | None:
 
 _SOURCES = {
     "sysv_bytes": (
+        "sysv",
         "System V segments",
         Step(
             "A segment with nattch 0 is used by nobody, and stays until it is removed: ipcrm -m SHMID. Each IPC "
@@ -238,8 +242,13 @@ _SOURCES = {
             "ipcs -m -p",
         ),
     ),
-    "memfd_bytes": ("memfds", Step("Each is gone when its last holder closes it, or ends.", "nodemem report --all")),
+    "memfd_bytes": (
+        "memfd",
+        "memfds",
+        Step("Each is gone when its last holder closes it, or ends.", "nodemem report --all"),
+    ),
     "shared_anonymous_bytes": (
+        "sharedAnonymous",
         "shared anonymous memory",
         Step(
             "It shows in the SHR of the processes that map it; databases keep their buffers there. Look whether it is "
@@ -248,6 +257,7 @@ _SOURCES = {
         ),
     ),
     "deleted_open_bytes": (
+        "deletedOpen",
         "deleted files that are still open",
         Step(
             "No path leads there any more. It is freed when the process that holds the file closes it, or ends.",
@@ -255,21 +265,36 @@ _SOURCES = {
         ),
     ),
     "unattributed_bytes": (
+        "",
         "Shmem that no source explains",
         Step("As root more of it is explained: what could not be read is listed on this page.", "sudo nodemem report"),
     ),
 }
 
 
-def _of_sources(memory: MemoryStatus, shmem: ShmemStatus) -> Iterator[Remedy]:
-    for name, (words, step) in _SOURCES.items():
-        size: int | None = getattr(shmem, name)
-        if size is None or size < NOTABLE_SHARE * memory.total_bytes:
+def _of_sources(status: ReportStatus) -> Iterator[Remedy]:
+    total = status.memory.total_bytes
+    for name, (kind, words, step) in _SOURCES.items():
+        size: int | None = getattr(status.shmem, name)
+        if size is None or size < NOTABLE_SHARE * total:
             continue
-        severity = Severity.HIGH if size >= LARGE_SHARE * memory.total_bytes else Severity.LOW
+        severity = Severity.HIGH if size >= LARGE_SHARE * total else Severity.LOW
         doc = str(ShmemStatus.__dataclass_fields__[name].metadata["doc"])
-        why = f"That is {percent(size, memory.total_bytes)} of memory. {doc}"
+        why = f"That is {percent(size, total)} of memory. {doc}"
+        objects = [each for each in status.shmem.objects or () if each.kind == kind]
+        if objects:
+            why += f" {_largest_object(max(objects, key=lambda each: each.bytes or 0), status)}"
         yield Remedy(severity, f"{binary_size(size)} in {words}", why, (step,))
+
+
+def _largest_object(each: ShmemObjectStatus, status: ReportStatus) -> str:
+    text = f"The largest one: {each.name or f'inode {each.inode}'}, {binary_size(each.bytes)}"
+    comms = {process.pid: process.comm for process in status.processes or ()}
+    if not each.holders:
+        return f"{text}, held by no process."
+    holders = [f"{comms[pid]} (pid {pid})" if pid in comms else f"pid {pid}" for pid in each.holders[:_NAMED]]
+    more = len(each.holders) - len(holders)
+    return f"{text}, held by {', '.join(holders)}" + (f" and {more} more." if more else ".")
 
 
 def _of_kernel(memory: MemoryStatus) -> Iterator[Remedy]:
@@ -314,6 +339,11 @@ def _of_exposure(each: ExposureStatus, status: ReportStatus) -> Remedy:
                 "Give the volume a size well below the limit.",
                 "volumes:\n- name: cache\n  emptyDir: {medium: Memory, sizeLimit: 256Mi}",
             )
+        )
+    if "SkewedAdj" in each.reasons and (processes := _processes_of(each, status)) is not None:
+        show = "echo $pid $(cat /proc/$pid/oom_score_adj)"
+        steps.append(
+            Step("See which of its processes has which value.", f"for pid in $(cat {processes}); do {show}; done")
         )
     steps.append(Step("Look again, with every container's outlook.", "nodemem oom exposed --all"))
     return Remedy(Severity(each.severity), title, each.message, tuple(steps))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nodemem.cli.html.data import Extras
-from nodemem.cli.html.parts import Styles, details, table, when
+from nodemem.cli.html.parts import Styles, details, moment, table, when
 from nodemem.cli.html.tags import Content, Element, tag
 from nodemem.cli.text import binary_size, duration, growth
 from nodemem.node.status import ReportStatus
@@ -94,7 +94,8 @@ def _chart(number: int, figure: Figure, styles: Styles) -> Element:
         end = now + (ahead - values[-1]) / rate * 3600 if rate else horizon
         points = f"{at[0](now):.2f},{at[1](values[-1]):.2f} {at[0](end):.2f},{at[1](ahead):.2f}"
         drawn.append(tag("polyline", points=points, class_="forecast"))
-    labels.append(tag("span", binary_size(top), class_="y top"))
+    reached = f", {figure.limit_name}" if figure.limit_bytes == top else ""
+    labels.append(tag("span", f"{binary_size(top)}{reached}", class_="y top"))
     labels.append(tag("span", "0", class_="y bottom"))
     labels.append(tag("span", timestamp(start)[11:16], class_="x start"))
     now_name = f"c{number}-now"
@@ -130,7 +131,7 @@ def _told(figure: Figure) -> str:
     text = f"from {binary_size(values[0])} to {binary_size(values[-1])}"
     text += f", {growth(figure.bytes_per_hour)}" if figure.bytes_per_hour is not None else ", growth unknown"
     if figure.full_at is not None:
-        text += f", full at {figure.full_at}"
+        text += f", full at {moment(figure.full_at)}"
     elif figure.name == "Available" and figure.bytes_per_hour is not None:
         left = seconds_until(values[-1], -figure.bytes_per_hour)
         text += "" if left is None else f", none left in {duration(left)}"

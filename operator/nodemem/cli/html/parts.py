@@ -44,15 +44,16 @@ def table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[Seque
     return tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0")
 
 
-def when(text: str | None) -> Element | str:
-    """An RFC 3339 time in UTC, readable and with its zone."""
-    if text is None:
-        return "unknown"
+def moment(text: str) -> str:
+    """An RFC 3339 time, readable and with its zone; as it is where it is none."""
     try:
-        moment = datetime.fromisoformat(text).astimezone(UTC)
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except ValueError:
         return text
-    return tag("time", moment.strftime("%Y-%m-%d %H:%M:%S UTC"), datetime=text)
+
+
+def when(text: str | None) -> Element | str:
+    return "unknown" if text is None else tag("time", moment(text), datetime=text)
 
 
 def code(text: str) -> Element:

@@ -39,7 +39,7 @@ _PART_KINDS = {
 
 PART_NAMES = {
     "free": "Free",
-    "anonymous": "Private memory of processes",
+    "anonymous": "Private memory",
     "pageCache": "Page cache",
     "buffers": "Buffers",
     "shmem": "Shmem",
@@ -199,7 +199,7 @@ def _file_systems(status: ReportStatus, extras: Extras, size: int) -> tuple[Node
             continue
         inspection = extras.inspections.get(file_system.device)
         detail = f"tmpfs {file_system.device}, {tmpfs_size(file_system)}"
-        inner = contents(entries(file_system, inspection), used, inspection)
+        inner = contents(entries(file_system, inspection), used, inspection, file_system.mount_point)
         found.append(_node(file_system.mount_point, used, "shmem", detail, inner))
     number = len(found) - CHILDREN_SHOWN + status.omitted.tmpfs
     return _filled(found, size, "shmem", f"{number} more tmpfs" if number > 0 else "elsewhere in tmpfs")
@@ -218,7 +218,9 @@ def entries(file_system: TmpfsStatus, inspection: Inspection | None) -> list[tup
     return found + [(f"{each.path}/", each.bytes) for each in inspection.directories if each.path != "/"]
 
 
-def contents(found: Sequence[tuple[str, int]], used: int, inspection: Inspection | None = None) -> tuple[Node, ...]:
+def contents(
+    found: Sequence[tuple[str, int]], used: int, inspection: Inspection | None = None, mount_point: str = ""
+) -> tuple[Node, ...]:
     """Files within the directories that are listed, with what else there is. The sizes of a directory are of all below
     it, so each entry goes into the nearest directory above it."""
     unique = {f"/{path.strip('/')}" + ("/" if path.endswith("/") else ""): size for path, size in found if size > 0}
@@ -237,7 +239,7 @@ def contents(found: Sequence[tuple[str, int]], used: int, inspection: Inspection
             inner: tuple[Node, ...] = ()
             if path in inside:
                 inner = _filled(nodes(path), size, "shmem", "other files")
-            made.append(_node(path.removeprefix(above or "/"), size, "shmem", f"{path}", inner))
+            made.append(_node(path.removeprefix(above or "/"), size, "shmem", f"{mount_point}{path}", inner))
         return made
 
     top = nodes("")

@@ -27,7 +27,7 @@ class Rect(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A node's place. ``parent`` is an index into the list of tiles, None for the root's. ``bands``: how many tiles
-    above it in the tree begin at the same top edge, so that their names come first there."""
+    above it in the tree, the root aside, begin at the same top edge, so that their names come first there."""
 
     node: Node
     rect: Rect
@@ -53,7 +53,7 @@ def layout(root: Node, aspect: float = 1.6) -> list[Tile]:
         seen = Rect(rect.x * aspect, rect.y, rect.width * aspect, rect.height)
         for child, place in zip(children, squarify([each.bytes for each in children], seen), strict=True):
             inside = Rect(place.x / aspect, place.y, place.width / aspect, place.height)
-            at_top = abs(place.y - rect.y) < 1e-9
+            at_top = parent is not None and abs(place.y - rect.y) < 1e-9
             queue.append((child, inside, number, depth + 1, bands + 1 if at_top else 0))
     return tiles
 

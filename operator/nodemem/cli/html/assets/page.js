@@ -35,11 +35,16 @@
     root.style.top = `${-100 * top / height}%`;
     root.style.width = `${100 / width}%`;
     root.style.height = `${100 / height}%`;
-    map.style.setProperty("--base", getComputedStyle(current).getPropertyValue("--bands"));
-    for (const tile of words.keys()) {
+    const edge = (tile) => Number(tile.dataset.box.split(" ")[1]);
+    const bands = new Map();  // names that stand above a tile's own, within the current one
+    for (const tile of words.keys()) {  // parents come first
+      const above = parent(tile);
+      const under = bands.has(above) && Math.abs(edge(tile) - edge(above)) < 1e-7;
+      bands.set(tile, under && above !== current ? bands.get(above) + 1 : 0);
+      tile.style.setProperty("--bands", path.includes(tile) ? 0 : bands.get(tile));
       const open = path.includes(tile);
       const list = group(tile);
-      tile.classList.toggle("above", open && tile !== current);
+      tile.classList.toggle("above", open);
       tile.classList.toggle("near", parent(tile) === current);
       if (list) {
         tile.setAttribute("aria-expanded", String(open));
