@@ -17,10 +17,11 @@ from nodemem.api.reference import EXAMPLES
 from nodemem.api.resources import MEMORY_REPORT, RESOURCES, Resource
 from nodemem.kernel.host import Host
 from nodemem.node import report
+from nodemem.node.remedies import remedies
 from nodemem.node.snapshot import Collector
 from nodemem.node.status import API_VERSION, SummaryStatus
 from nodemem.node.trends import History
-from samples import status
+from samples import status, tmpfs
 
 MANIFESTS = Path(__file__).parents[2] / "manifests" / "crds"
 Object = dict[str, Any]
@@ -160,6 +161,31 @@ GOOD = [
 @pytest.mark.parametrize("item", GOOD, ids=lambda item: json.dumps(item.get("spec"))[:100])
 def test_accepted(cluster: ControlPlane, item: Object) -> None:
     assert create(cluster, item)["kind"] == item["kind"]
+
+
+def test_the_policies_that_are_advised_against_a_leak_are_good_ones(cluster: ControlPlane) -> None:
+    """Those on the page of ``nodemem report --html``."""
+    leaks = [
+        dataclasses.replace(tmpfs(0), mount_point=path, scope=scope, used_bytes=9 << 30, size_bytes=16 << 30)
+        for path, scope in (
+            ("/run", "Host"),
+            ("/run/user/1000", "Host"),
+            ("/mnt/a b: {c}, #d", "Host"),
+            ("/srv/ünï", "Host"),
+            ("/var/lib/kubelet/pods/x/volumes/kubernetes.io~empty-dir/cache", "EmptyDir"),
+            ("/dev/shm", "SharedMemory"),
+        )
+    ]
+    advised = [
+        yaml.safe_load(step.code)
+        for found in remedies(dataclasses.replace(status(), tmpfs=tuple(leaks)))
+        for step in found.steps
+        if step.code and "kind: TmpfsPolicy" in step.code
+    ]
+    for each in advised:
+        create(cluster, each)
+    hosts = [each.mount_point for each in leaks if each.scope == "Host"]
+    assert [each["spec"]["rules"][0].get("path") for each in advised] == [*hosts, None, None]
 
 
 # Refused

@@ -74,9 +74,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """0 done. What could not be read is part of the report."""
     host: Host = args.host
-    if args.html is not None and Path(args.html).is_dir():
-        print(f"nodemem: {args.html} is a directory; name a file in it, such as report.html", file=sys.stderr)
-        return 1
+    if args.html is not None:
+        from nodemem.cli.html import write as html  # not loaded by every run of every command
+
+        if wrong := html.why_not(args.html, args.output, args.watch is not None):
+            print(f"nodemem: {wrong}", file=sys.stderr)
+            return 2
     collector = Collector(host)
     history_file = None if args.no_history or not host.live else args.history or history.default_path()
     trend: History | None = None
@@ -93,9 +96,7 @@ def run(args: argparse.Namespace) -> int:
                 history.save(trend, history_file)
         status = report.build(snapshot, trend, everything=args.all or args.output in ("table", "wide"))
         if args.html is not None:
-            from nodemem.cli.html.write import write  # not loaded by every run of every command
-
-            write(args.html, host, snapshot, trend, everything=args.all)
+            html.write(args.html, host, snapshot, trend, everything=args.all)
         elif args.output in ("json", "yaml"):
             dump(report.as_object(status, snapshot.facts.node_name), args.output)
         else:

@@ -166,6 +166,17 @@
     });
   }
 
+  // Only what has to be scrolled is a stop for the keyboard.
+  const boxes = document.querySelectorAll(".scroll, pre");
+  const stops = () => {
+    for (const box of boxes) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0; else box.removeAttribute("tabindex");
+    }
+  };
+  stops();
+  addEventListener("resize", stops);
+  for (const each of document.querySelectorAll("details")) each.addEventListener("toggle", stops);
+
   // The report as a file, and the time where the reader is.
   const data = document.getElementById("report").textContent;
   const report = JSON.parse(data);
