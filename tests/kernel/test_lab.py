@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nodemem.kernel.labplan import Plan, Program
 
 from nodemem.kernel import lab, labchecks, labprogram, oom
 from nodemem.kernel.cgroups import discover
 from nodemem.kernel.host import Host
+from nodemem.kernel.labplan import Plan, Program
 
 KIB, MIB = 1 << 10, 1 << 20
 COMMAND = [sys.executable, "-m", "nodemem", "oom", "lab"]

@@ -51,6 +51,15 @@ def test_to_standard_output_it_is_the_page_alone_and_utf_8_in_any_locale() -> No
     assert done.stderr == b""
 
 
+def test_the_documented_command_takes_the_report_out_of_it(tmp_path: Path) -> None:
+    target = tmp_path / "n1.html"
+    nodemem("--html", str(target))
+    page = Path(__file__).parents[2] / "docs" / "report-page.md"
+    [command] = re.findall(r"^python3 -c .*$", page.read_text(), re.MULTILINE)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    assert json.loads(done.stdout)["status"] == status_in(target.read_text())
+
+
 def test_with_watch_the_file_is_written_again_and_shows_what_grew(tmp_path: Path) -> None:
     target = tmp_path / "watched.html"
     with workloads.tmpfs_here(8 * MIB, limit=256 * MIB) as here:

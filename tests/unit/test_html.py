@@ -300,6 +300,15 @@ def test_why_a_process_dies_first_is_told_from_the_kernel_s_own_score() -> None:
     assert f"its size, less {binary_size(500 * 4096)} for oom_score_adj -5" in lower
 
 
+def test_a_clamped_score_is_not_explained_by_the_size() -> None:
+    status = leaking()
+    status = dataclasses.replace(status, kernel=dataclasses.replace(status.kernel, oom_generation="ClampedLast"))
+    pause = ranked(points=1, oom_score_adj=-998)
+    text = Parsed(page(status, "n1", Extras(ranking=(pause,)))).all_text()
+    assert "oom_score_adj -998: the score is below 1, which this kernel raises to 1 whatever the size" in text
+    assert "less" not in text.partition("In this order")[2].partition("Exposed")[0]
+
+
 def test_the_report_can_be_read_back_from_the_page() -> None:
     status = leaking()
     embedded = json.loads("".join(Parsed(page(status, "n1")).text["script"]).partition('"use strict"')[0])

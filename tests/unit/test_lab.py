@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from nodemem.kernel.labplan import Plan, Program
 
 from cgrouptrees import Figures, v2_host
 from nodemem.cli import oom_lab
 from nodemem.kernel import lab, labchecks, labplan, labprogram, oom
 from nodemem.kernel.capture import ReplayHost
+from nodemem.kernel.labplan import Plan, Program
 
 MIB = 1 << 20
 ACCURATE = oom.rules_for("6.1.0", oom.Generation.ACCURATE)

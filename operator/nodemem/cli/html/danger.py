@@ -38,6 +38,7 @@ def who_dies(status: ReportStatus, extras: Extras) -> Iterator[Element]:
 
 
 def _ranking(status: ReportStatus, ranking: Sequence[RankedProcess], extras: Extras) -> Iterator[Element]:
+    clamped = status.kernel.oom_generation.startswith("Clamped")
     killable = [each for each in ranking if each.points is not None]
     never = [each for each in ranking if each.points is None]
     if killable:
@@ -46,7 +47,7 @@ def _ranking(status: ReportStatus, ranking: Sequence[RankedProcess], extras: Ext
             "p",
             "When this node runs out of memory, the kernel takes ",
             tag("strong", f"{first.comm} (pid {first.pid})"),
-            f" first: {_why(first, extras.page_size)}. Its death gives back {binary_size(first.frees_bytes)}.",
+            f" first: {_why(first, extras.page_size, clamped)}. Its death gives back {binary_size(first.frees_bytes)}.",
         )
     if extras.evidence:
         yield tag("p", f"OOM scores of this kernel: {status.kernel.oom_generation} ({extras.evidence}).", class_="note")
@@ -59,7 +60,7 @@ def _ranking(status: ReportStatus, ranking: Sequence[RankedProcess], extras: Ext
             _number(each.oom_score_adj),
             binary_size(each.rss_bytes),
             binary_size(each.frees_bytes),
-            _why(each, extras.page_size),
+            _why(each, extras.page_size, clamped),
             each.owner or "",
         ]
         for place, each in enumerate(killable[:RANKED_ROWS], 1)
@@ -84,12 +85,17 @@ def _ranking(status: ReportStatus, ranking: Sequence[RankedProcess], extras: Ext
     yield table("In this order an out-of-memory of the node takes its processes", columns, rows, note)
 
 
-def _why(each: RankedProcess, page_size: int) -> str:
-    """What decides, from the kernel's own score: how much it is beside the memory that the process holds."""
+def _why(each: RankedProcess, page_size: int, clamped: bool) -> str:
+    """What decides, from the kernel's own score: how much it is beside the memory that the process holds. ``clamped``:
+    the kernel raises every score below 1 to 1."""
     if each.points is None:
         return each.unkillable or "unknown"
     if not each.oom_score_adj:
         return "its size alone"
+    if clamped and each.points == 1 and each.oom_score_adj < 0:
+        return (
+            f"oom_score_adj {each.oom_score_adj}: the score is below 1, which this kernel raises to 1 whatever the size"
+        )
     held = each.rss_bytes + each.swap_bytes + each.page_tables_bytes
     beside = each.points * page_size - held
     if beside > 0 and each.oom_score_adj > 0:
