@@ -192,7 +192,7 @@ def test_the_policy_stops_a_script_that_got_in_all_the_same(look: Look) -> None:
 
 
 def test_the_exposed_container_and_who_dies_first_are_named(look: Look, made: Made) -> None:
-    page = look().page
+    page = look(path=made.replayed).page
     section = page.locator("#oom")
     expect(section).to_contain_text(f"exporter {made.scene.pids['exporter']}")
     expect(section).to_contain_text("SkewedAdj")
@@ -210,7 +210,7 @@ def test_the_exposed_container_and_who_dies_first_are_named(look: Look, made: Ma
 
 def test_a_command_is_copied_as_it_stands(look: Look, made: Made) -> None:
     page = look(permissions=["clipboard-read", "clipboard-write"]).page
-    block = page.locator(".copied").first
+    block = page.locator(".finding").filter(has_text=f"tmpfs {made.scene.leak.path} holds").locator(".copied").first
     block.get_by_role("button", name="Copy").click()
     expect(block.get_by_role("button")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == f"nodemem tmpfs ls {made.scene.leak.path}"

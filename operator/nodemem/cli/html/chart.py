@@ -129,7 +129,8 @@ def _told(figure: Figure) -> str:
     """What the chart shows, for people who can't see it, too."""
     values = figure.series.values
     text = f"from {binary_size(values[0])} to {binary_size(values[-1])}"
-    text += f", {growth(figure.bytes_per_hour)}" if figure.bytes_per_hour is not None else ", growth unknown"
+    pace = growth(figure.bytes_per_hour)
+    text += {"unknown": ", growth unknown", "0": ", no steady growth"}.get(pace, f", {pace}")
     if figure.full_at is not None:
         text += f", full at {moment(figure.full_at)}"
     elif figure.name == "Available" and figure.bytes_per_hour is not None:

@@ -11,6 +11,7 @@ from nodemem.cli.text import binary_size, duration, growth, percent
 from nodemem.kernel import meminfo
 from nodemem.kernel.kernelmem import KernelMemory
 from nodemem.node.remedies import Remedy
+from nodemem.node.report import file_time
 from nodemem.node.status import ReportStatus, ShmemStatus, TmpfsStatus
 
 TMPFS_ROWS = 20
@@ -183,8 +184,11 @@ def file_systems(status: ReportStatus, extras: Extras) -> Iterator[Element]:
 
 
 def _files(each: TmpfsStatus, extras: Extras) -> Element:
+    inspection = extras.inspections.get(each.device)
     written = {entry.path: entry.modified_at for entry in each.largest}
-    found = sorted(tree.entries(each, extras.inspections.get(each.device)), key=lambda entry: -entry[1])
+    if inspection is not None:
+        written |= {file.path: file_time(file.mtime) for file in inspection.files}
+    found = sorted(tree.entries(each, inspection), key=lambda entry: -entry[1])
     rows: list[list[Cell]] = [
         [path, binary_size(size), when(written[path]) if written.get(path) else ""] for path, size in found
     ]
