@@ -215,7 +215,7 @@ _kubectl_nodemem() {
             :0) compopt -o default ;;
             *) COMPREPLY+=("${line%%$'\\t'*}") ;;
         esac
-    done < <(kubectl_complete-nodemem "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    done < <(kubectl-nodemem __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
 }
 complete -F _kubectl_nodemem kubectl-nodemem
 """
@@ -232,7 +232,7 @@ _kubectl_nodemem() {
             :0) files=1 ;;
             *) found+=("${${line%%$'\\t'*}//:/\\\\:}:${line#*$'\\t'}") ;;
         esac
-    done < <(kubectl_complete-nodemem "${(@)words[2,CURRENT]}" 2>/dev/null)
+    done < <(kubectl-nodemem __complete "${(@)words[2,CURRENT]}" 2>/dev/null)
     (( files )) && _files
     (( ${#found} )) && _describe 'kubectl nodemem' found
 }
@@ -243,7 +243,7 @@ _FISH = """\
 # fish completion of kubectl-nodemem; source it, or put it in ~/.config/fish/completions/kubectl-nodemem.fish.
 function __kubectl_nodemem
     set -l words (commandline -opc) (commandline -ct)
-    kubectl_complete-nodemem $words[2..-1] 2>/dev/null | string match -v -r '^:[0-9]+$'
+    kubectl-nodemem __complete $words[2..-1] 2>/dev/null | string match -v -r '^:[0-9]+$'
 end
 complete -c kubectl-nodemem -f -a '(__kubectl_nodemem)'
 """

@@ -30,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["__complete"]:
+        return completion.main(words[1:])
+    args = build_parser().parse_args(words)
     try:
         code: int = args.func(args)
         sys.stdout.flush()

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     elif found["kind"] == OOM_POLICY.kind:
         show(*_oom_policy(found))
     else:
-        answers = list(_answers(cluster.items(MEMORY_REPORT.path()), found["metadata"]["name"]))
+        answers = list(answers_of(cluster.items(MEMORY_REPORT.path()), found["metadata"]["name"]))
         show(*tmpfs_policy(found, answers, wide=args.output == "wide"), pipe_width=ONE_LINE)
     return 0
 
@@ -111,7 +111,7 @@ class Answer:
         self.state = said.state if said is not None and (answered or self.leaving) else _WAITING
 
 
-def _answers(reports: Iterator[Object], policy: str) -> Iterator[Answer]:
+def answers_of(reports: Iterator[Object], policy: str) -> Iterator[Answer]:
     for report in reports:
         asked = {
             each["mountPoint"]: each
