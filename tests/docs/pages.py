@@ -70,7 +70,7 @@ def commands(block: Block) -> Iterator[Command]:
     prints: list[str] = []
     line = 0
     for number, each in enumerate(block.body.splitlines(), block.line):
-        goes_on = bool(text) and not prints and text[-1].endswith("\\")
+        goes_on = bool(text) and not prints and (text[-1].endswith("\\") or each.startswith("> "))
         if each.startswith("$ ") or goes_on:
             if text and not goes_on:
                 yield Command("\n".join(text), "\n".join(prints), line)

@@ -4,7 +4,7 @@ A MemoryReport of the cluster has them; ``nodemem report`` measures without (``n
 explain`` look there).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,6 +18,7 @@ from nodemem.node.status import (
     OomKillStatus,
     ProcessRef,
     ReportStatus,
+    TmpfsStatus,
 )
 
 SHOWN = 5
@@ -33,7 +34,7 @@ def findings(status: ReportStatus, *, everything: bool = False) -> Iterator[Rend
     if status.limits:
         worst_first = sorted(status.limits, key=lambda each: state_rank(each.state))
         yield Text()
-        yield _limits(worst_first[:most])
+        yield _limits(worst_first[:most], {each.mount_point: each for each in status.tmpfs})
         yield from _more(len(worst_first), most)
     if status.exposures:
         total = status.summary.exposed if status.summary is not None else None
@@ -68,15 +69,23 @@ def set_adj(exposure: ContainerExposure) -> str:
     return "" if exposure.mitigation is None else str(exposure.mitigation.oom_score_adj)
 
 
-def _limits(limits: Sequence[LimitStatus]) -> Table:
+def place(mount_point: str, tmpfs: TmpfsStatus | None) -> str:
+    """Of a pod by its name: the path on the node says it in 80 characters of id."""
+    if tmpfs is None or not tmpfs.owner.pod_name:
+        return mount_point
+    what = tmpfs.owner.volume or ("/dev/shm" if tmpfs.scope == "SharedMemory" else mount_point)
+    return f"{tmpfs.owner.pod_namespace}/{tmpfs.owner.pod_name}: {what}"
+
+
+def _limits(limits: Sequence[LimitStatus], tmpfs: Mapping[str | None, TmpfsStatus]) -> Table:
     rows = table(
         "Limits of tmpfs",
-        ("MOUNT POINT", "text"), ("STATE", "left"), ("NOW", "right"), ("WANTED", "right"), ("FOUND", "right"),
+        ("TMPFS", "text"), ("STATE", "left"), ("NOW", "right"), ("WANTED", "right"), ("FOUND", "right"),
         ("POLICY", "text"), ("WHAT", "text"),
     )  # fmt: skip
     for each in limits:
         rows.add_row(
-            safe(each.mount_point),
+            safe(place(each.mount_point, tmpfs.get(each.mount_point))),
             Text(safe(each.state), style=STATE_STYLES.get(each.state, "")),
             "" if each.applied_bytes is None else binary_size(each.applied_bytes),
             binary_size(each.requested_bytes),

@@ -29,11 +29,8 @@ def next_steps(status: ReportStatus, node: str) -> list[str]:
             steps.append(
                 f"Who holds the {words}: 'nodemem report --all' on {node} names each object and its processes."
             )
-    slab = status.memory.slab_unreclaimable_bytes
-    if slab >= notable:
-        steps.append(f"Which kernel objects: 'nodemem meminfo SUnreclaim' on {node}.")
-    if (status.memory.vmalloc_bytes or 0) >= notable:
-        steps.append(f"Who called vmalloc: 'nodemem meminfo VmallocUsed' on {node}.")
+    if max(status.memory.slab_unreclaimable_bytes, status.memory.vmalloc_bytes or 0) >= notable:
+        steps.append(f"Which kernel objects, and who asked for them: 'nodemem meminfo --all' on {node}.")
     states = {each.state for each in status.limits or ()}
     if states & {"Failed", "Contested", "Deferred"}:
         names = sorted({each.policy for each in status.limits or () if each.policy})

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import RenderableType
@@ -10,13 +11,13 @@ from rich.text import Text
 from nodemem.api.convert import read
 from nodemem.api.resources import MEMORY_REPORT, OOM_POLICY, TMPFS_POLICY
 from nodemem.api.types import LabelSelector, TmpfsPolicySpec, TmpfsPolicyStatus, TmpfsRule
-from nodemem.cli.findingsview import STATE_STYLES, state_rank
+from nodemem.cli.findingsview import STATE_STYLES, place, state_rank
 from nodemem.cli.kubectl.cluster import Cluster, NotFound, Object, Trouble, similar
 from nodemem.cli.kubectl.options import add_cluster, cluster_of
 from nodemem.cli.kubectl.reports import why_stale
 from nodemem.cli.options import add_output
 from nodemem.cli.text import ONE_LINE, binary_size, dump, fitted, safe, show
-from nodemem.node.status import Condition, LimitStatus
+from nodemem.node.status import Condition, LimitStatus, TmpfsStatus
 from nodemem.policy.words import count
 
 SHOWN = 20
@@ -105,6 +106,11 @@ class Answer:
         self.stale = why_stale(report) is not None
         self.said = said
         self.mount_point: str = said.mount_point if said is not None else (asked or {}).get("mountPoint", "")
+        self.place = self.mount_point
+        for each in report.get("status", {}).get("tmpfs") or ():
+            if each.get("mountPoint") == self.mount_point:
+                with suppress(ValueError):  # of another version: the mount point will do
+                    self.place = place(self.mount_point, read(TmpfsStatus, each))
         self.wanted: int | None = (asked or {}).get("sizeBytes")
         self.leaving = asked is None
         answered = report.get("status", {}).get("observedGeneration") == report["metadata"].get("generation")
@@ -240,7 +246,7 @@ def _table(answers: Sequence[Answer], wide: bool) -> Iterator[RenderableType]:
     ordered = sorted(answers, key=lambda each: (state_rank(each.state), each.node, each.mount_point))
     shown = ordered if wide else ordered[:SHOWN]
     columns = [
-        ("NODE", "text", 0), ("MOUNT POINT", "text", 0), ("STATE", "left", 0), ("NOW", "right", 2),
+        ("NODE", "text", 0), ("TMPFS", "text", 0), ("STATE", "left", 0), ("NOW", "right", 2),
         ("WANTED", "right", 1), ("FOUND", "right", 3), ("WHAT", "text", 0),
     ]  # fmt: skip
     rows: list[list[str | Text]] = []
@@ -250,7 +256,7 @@ def _table(answers: Sequence[Answer], wide: bool) -> Iterator[RenderableType]:
         rows.append(
             [
                 safe(each.node),
-                safe(each.mount_point),
+                safe(each.place),
                 state,
                 "" if said is None or said.applied_bytes is None else binary_size(said.applied_bytes),
                 "restore" if each.leaving else binary_size(each.wanted),
