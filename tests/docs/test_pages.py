@@ -101,11 +101,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             node.stdout.close()  # type: ignore[union-attr]
 
 
-def tested() -> list[Path]:
+def pages_that_are_run() -> list[Path]:
     return [page for page in pages() if any(each.language == "console" for each in blocks(page))]
 
 
-@pytest.mark.parametrize("page", tested(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages_that_are_run(), ids=lambda page: page.name)
 def test_a_page_does_what_it_says(place: Place, page: Path) -> None:
     inside = [] if page.name in ON_THE_MACHINE else ["nsenter", f"--target={place.pid}", "--mount", "--pid"]
     shell = Shell(place.directory, environment(place.cluster), inside)
@@ -164,6 +164,6 @@ def test_every_command_is_run_or_says_why_not() -> None:
     ],
 )  # fmt: skip
 def test_a_page_for_a_task_is_one_that_is_run(page: str) -> None:
-    assert DOCS / page in tested()
+    assert DOCS / page in pages_that_are_run()
     run = [each for each in blocks(DOCS / page) if each.language == "console" and each.value("untested") is None]
     assert run
