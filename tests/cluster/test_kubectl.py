@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -97,6 +98,24 @@ def test_top_selects_by_the_labels_of_nodes_and_names_those_without_a_report(clu
     items = json.loads(plugin(cluster, "top", "-l", "pool in (web, db)", "--sort", "name", "-o", "json"))["items"]
     assert [each["metadata"]["name"] for each in items] == ["calm", "full"]
     assert "did you mean full" in plugin(cluster, "top", "ful", code=1)
+
+
+def test_top_is_shown_again_until_it_is_interrupted(cluster: ControlPlane) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig), "PATH": path}
+    command = [find_kubectl(), "nodemem", "top", "--watch", "0.5"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            shown = 0
+            while shown < 3:
+                line = process.stdout.readline()
+                assert line, "it ended"
+                shown += line.startswith("NODE")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
 
 
 def test_why_names_a_leak_of_this_machine_its_pod_and_its_file(cluster: ControlPlane, space: str) -> None:

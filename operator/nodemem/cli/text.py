@@ -60,10 +60,11 @@ def table(title: str, *columns: tuple[str, str]) -> Table:
     return rows
 
 
-def fitted(title: str, columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str | Text]]) -> Table:
+def fitted(title: str, columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str | Text]]) -> RenderableType:
     """A table whose rows are one line each where the terminal is wide enough, and else lacks columns.
 
-    Columns are (name, kind as of ``table``, rank): those of the highest rank go first, of rank 0 never.
+    Columns are (name, kind as of ``table``, rank): those of the highest rank go first, of rank 0 never. Where even
+    these are too wide it is a ``table``, which folds, and takes a millisecond for a row.
     """
     widths = [
         max(cell_len(str(each)) for each in (name, *(row[at] for row in rows)))
@@ -71,15 +72,32 @@ def fitted(title: str, columns: Sequence[tuple[str, str, int]], rows: Sequence[S
     ]
     room = console().width if sys.stdout.isatty() else ONE_LINE
     kept = list(range(len(columns)))
-    while sum(widths[at] + 2 for at in kept) - 2 > room:
-        last = max(kept, key=lambda at: (columns[at][2], at))
-        if columns[last][2] == 0:
-            break
-        kept.remove(last)
-    made = table(title, *((columns[at][0], columns[at][1]) for at in kept))
-    for row in rows:
-        made.add_row(*(row[at] for at in kept))
-    return made
+    while (wide := sum(widths[at] + 2 for at in kept) - 2 > room) and any(columns[at][2] for at in kept):
+        kept.remove(max(kept, key=lambda at: (columns[at][2], at)))
+    names = [columns[at][0] for at in kept]
+    if wide:
+        made = table(title, *((columns[at][0], columns[at][1]) for at in kept))
+        for row in rows:
+            made.add_row(*(row[at] for at in kept))
+        return made
+    places = [(widths[at], columns[at][1] == "right") for at in kept]
+    lines = [Text(title, style="bold")] if title else []
+    lines.append(_line([Text(name, style="bold") for name in names], places))
+    lines += (_line([row[at] for at in kept], places) for row in rows)
+    return Group(*lines)
+
+
+def _line(cells: Sequence[str | Text], places: Sequence[tuple[int, bool]]) -> Text:
+    """Cells in columns of these widths; True: to the right."""
+    line = Text(no_wrap=True, overflow="ignore", end="\n")
+    for at, (cell, (width, right)) in enumerate(zip(cells, places, strict=True)):
+        space = " " * (width - cell_len(str(cell)))
+        if right:
+            line.append(space)
+        line.append(cell)
+        if at < len(cells) - 1:
+            line.append("  " if right else f"{space}  ")
+    return line
 
 
 def dump(value: Any, output: str) -> None:
