@@ -63,8 +63,8 @@ def table(title: str, *columns: tuple[str, str]) -> Table:
 def fitted(title: str, columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str | Text]]) -> RenderableType:
     """A table whose rows are one line each where the terminal is wide enough, and else lacks columns.
 
-    Columns are (name, kind as of ``table``, rank): those of the highest rank go first, of rank 0 never. Where even
-    these are too wide it is a ``table``, which folds, and takes a millisecond for a row.
+    Columns are (name, kind as of ``table``, rank). Empty ones go first, then those of the highest rank, of rank 0 none.
+    Where even these are too wide it is a ``table``, which folds, and takes a millisecond for a row.
     """
     widths = [
         max(cell_len(str(each)) for each in (name, *(row[at] for row in rows)))
@@ -72,8 +72,12 @@ def fitted(title: str, columns: Sequence[tuple[str, str, int]], rows: Sequence[S
     ]
     room = console().width if sys.stdout.isatty() else ONE_LINE
     kept = list(range(len(columns)))
-    while (wide := sum(widths[at] + 2 for at in kept) - 2 > room) and any(columns[at][2] for at in kept):
-        kept.remove(max(kept, key=lambda at: (columns[at][2], at)))
+    may_go = sorted(
+        (at for at in kept if columns[at][2]),
+        key=lambda at: (not any(str(row[at]) for row in rows), columns[at][2], at),
+    )
+    while (wide := sum(widths[at] + 2 for at in kept) - 2 > room) and may_go:
+        kept.remove(may_go.pop())
     names = [columns[at][0] for at in kept]
     if wide:
         made = table(title, *((columns[at][0], columns[at][1]) for at in kept))
