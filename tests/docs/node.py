@@ -92,9 +92,9 @@ def main() -> int:
         stack.enter_context(workloads.child(journald))
         os.makedirs(SANDBOX_SHM)
         workloads.mount("shm", SANDBOX_SHM, "tmpfs", 0, "size=64m,mode=1777")
-        cgroup = stack.enter_context(
-            workloads.container_cgroup(told["podUID"], told["containerID"], qos="Guaranteed", limit=POD_LIMIT)
-        )
+        # As container_cgroup, but for the name: it has the PID in it, which is 1 in every PID namespace.
+        pod = f"nodemem-docs-{told['podUID'][:8]}/kubepods/pod{told['podUID']}/{told['containerID']}"
+        cgroup = stack.enter_context(workloads.memory_cgroup(pod, limit=POD_LIMIT))
         stack.enter_context(workloads.child(container("cart", 64 * MIB, 0), cgroup))
         stack.enter_context(workloads.child(holds("exporter", 4 * MIB, 900), cgroup))
         environment = {**os.environ, "CADENCE": "2 0.3"}

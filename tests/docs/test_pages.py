@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+import debian
 from cluster import fleetlab
 from cluster.agentlab import make_node, make_pod, report_of, until
 from cluster.controllerlab import Controller, plane
@@ -60,6 +61,7 @@ def environment(cluster: ControlPlane) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     directory = tmp_path_factory.mktemp("reader")
+    debian.ensure("ps", "procps")
     with plane() as cluster, Controller(cluster, "--stale-after=120", name="docs"):
         fleetlab.publish(cluster, "n2", status(run_tmpfs(200 << 20, 6 * GIB)), labels={"pool": "db"})
         fleetlab.publish(cluster, "n3", status(run_tmpfs(3 * GIB, 6 * GIB), age_seconds=9000), labels={"pool": "db"})
