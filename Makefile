@@ -32,6 +32,16 @@ test: $(VENV)/.installed-test check ## Install what the tests need, and run them
 test-vm: $(VENV)/.installed-test ## The full matrix of other kernels under QEMU (make test runs a short set)
 	$(BIN)/pytest -m vm tests/vm
 
+.PHONY: krew
+krew: $(VENV)/.installed-test ## The kubectl plugin as an archive for krew, with its manifest, into dist/
+	$(BIN)/pip install --quiet 'pyinstaller>=6'
+	$(BIN)/python deploy/krew/build.py
+
+.PHONY: test-krew
+test-krew: $(VENV)/.installed-test ## Build that archive, install it with real krew, run it with real kubectl
+	$(BIN)/pip install --quiet 'pyinstaller>=6'
+	$(BIN)/pytest -m krew tests/krew
+
 .PHONY: check
 check: $(VENV)/.installed-test ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from nodemem.cli import history, tmpfs_resize
 from nodemem.cli.options import add_output, add_root, positive_seconds
-from nodemem.cli.report import render_tmpfs
+from nodemem.cli.reportview import render_tmpfs
 from nodemem.cli.text import binary_size, dump, safe, show, table
 from nodemem.kernel import tmpfs
 from nodemem.kernel.host import Host
