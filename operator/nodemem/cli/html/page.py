@@ -15,6 +15,13 @@ from nodemem.node.remedies import remedies
 from nodemem.node.status import ReportStatus
 
 
+def _asset(name: str) -> str:
+    return resources.files("nodemem.cli.html").joinpath("assets", name).read_text("utf-8")
+
+
+_STYLE, _SCRIPT = _asset("page.css"), _asset("page.js")
+
+
 def page(status: ReportStatus, node_name: str | None, extras: Extras = NO_EXTRAS) -> str:
     """The whole document. Nothing in it comes from elsewhere, and its policy would not let it."""
     styles = Styles()
@@ -37,12 +44,11 @@ def page(status: ReportStatus, node_name: str | None, extras: Extras = NO_EXTRAS
     header = memory.header(status, node_name, found)
     header.append(_contents(body))
     title = f"Memory of {node_name or 'a node'}, {status.observed_at}"
-    style = f"{_asset('page.css')}\n{styles.text()}\n"
-    script = _asset("page.js")
+    style = f"{_STYLE}\n{styles.text()}\n"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, _SCRIPT)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
@@ -53,7 +59,7 @@ def page(status: ReportStatus, node_name: str | None, extras: Extras = NO_EXTRAS
     data = raw("script", _json(status, node_name), type="application/json", id="report")
     skip = tag("a", "Skip to the map", href="#where", class_="skip")
     footer = tag("footer", tag("p", f"Made by nodemem {status.agent_version} from the kernel's own figures."))
-    whole = tag("body", skip, header, body, footer, data, raw("script", script))
+    whole = tag("body", skip, header, body, footer, data, raw("script", _SCRIPT))
     return document(tag("html", head, whole, lang="en"))
 
 
@@ -101,7 +107,3 @@ def _policy(style: str, script: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _asset(name: str) -> str:
-    return resources.files("nodemem.cli.html").joinpath("assets", name).read_text("utf-8")
