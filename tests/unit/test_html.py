@@ -20,6 +20,7 @@ from nodemem.cli.html.page import page
 from nodemem.cli.html.tree import Node
 from nodemem.cli.html.treemap import Rect, layout, squarify
 from nodemem.cli.oom_rank import RankedProcess
+from nodemem.cli.reportview import SHMEM_SOURCES
 from nodemem.cli.text import binary_size, printable
 from nodemem.kernel import meminfo
 from nodemem.node import report
@@ -93,7 +94,7 @@ def leaking() -> ReportStatus:
     status = samples.status(containers=3, exposures=2, kills=1)
     shmem = dataclasses.replace(
         status.shmem,
-        **dict.fromkeys(tree.SOURCES, 0),
+        **dict.fromkeys(SHMEM_SOURCES, 0),
         swapped_bytes=0,
         total_bytes=14 * GIB,
     )
@@ -264,7 +265,7 @@ def test_unknown_and_negative_parts_have_no_area_and_are_in_the_table() -> None:
 def test_every_part_and_source_of_a_report_has_a_name() -> None:
     assert set(tree.PART_NAMES) == set(meminfo.PARTS) == set(tree.parts(memory()))
     fields = {name for name in samples.status().shmem.__dataclass_fields__ if name.endswith("_bytes")}
-    assert set(tree.SOURCES) == fields - {"total_bytes", "swapped_bytes"}
+    assert set(SHMEM_SOURCES) == fields - {"total_bytes", "swapped_bytes"}
 
 
 # --- the page

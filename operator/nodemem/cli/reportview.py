@@ -20,7 +20,7 @@ _BAR_WIDTH = 24
 _ROWS = {"table": (5, 8), "wide": (20, 20)}
 """Rows of the tables of tmpfs and of processes."""
 
-_SHMEM_SOURCES = {
+SHMEM_SOURCES = {
     "tmpfs_bytes": "files in tmpfs",
     "sysv_bytes": "System V segments",
     "memfd_bytes": "memfd",
@@ -29,6 +29,7 @@ _SHMEM_SOURCES = {
     "kernel_internal_bytes": "kernel objects",
     "unattributed_bytes": "unattributed",
 }
+"""Fields of ShmemStatus that are its parts, and what they are called."""
 
 
 def render(
@@ -142,7 +143,7 @@ def _shmem(status: ReportStatus, unreadable_rss_bytes: int, before: ReportStatus
     if shmem.growth_bytes_per_hour is not None:
         title += f", {growth(shmem.growth_bytes_per_hour)}"
     rows = table(title, ("", "left"), ("SIZE", "right"), ("", "left"), ("CHANGE" if before else "", "right"))
-    for field, words in _SHMEM_SOURCES.items():
+    for field, words in SHMEM_SOURCES.items():
         size: int | None = getattr(shmem, field)
         if size == 0 and field not in ("tmpfs_bytes", "unattributed_bytes"):
             continue

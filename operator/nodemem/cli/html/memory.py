@@ -7,6 +7,7 @@ from nodemem.cli.html.data import Extras
 from nodemem.cli.html.mapview import treemap
 from nodemem.cli.html.parts import Cell, Styles, bar, details, table, when
 from nodemem.cli.html.tags import Content, Element, tag
+from nodemem.cli.reportview import SHMEM_SOURCES, tmpfs_owner
 from nodemem.cli.text import binary_size, duration, growth, percent
 from nodemem.kernel import meminfo
 from nodemem.kernel.kernelmem import KernelMemory
@@ -129,7 +130,7 @@ def _shmem(status: ReportStatus) -> Element:
         kind = "unknown" if name == "unattributed_bytes" else "shmem"
         line = None if size is None or not shmem.total_bytes else bar(size / shmem.total_bytes, kind)
         doc = str(ShmemStatus.__dataclass_fields__[name].metadata["doc"])
-        rows.append([tree.SOURCES[name], binary_size(size), line, doc])
+        rows.append([SHMEM_SOURCES[name], binary_size(size), line, doc])
     if shmem.swapped_bytes:
         doc = str(ShmemStatus.__dataclass_fields__["swapped_bytes"].metadata["doc"])
         rows.append(["of these swapped out", binary_size(shmem.swapped_bytes), None, doc])
@@ -164,7 +165,7 @@ def file_systems(status: ReportStatus, extras: Extras) -> Iterator[Element]:
             "" if not each.size_bytes or each.used_bytes is None else percent(each.used_bytes, each.size_bytes),
             "" if each.growth_bytes_per_hour is None else growth(each.growth_bytes_per_hour),
             when(each.full_at) if each.full_at else "",
-            owner(each),
+            tmpfs_owner(each),
             ", ".join(each.written_by),
         ]
         for each in shown
@@ -200,18 +201,6 @@ def _files(each: TmpfsStatus, extras: Extras) -> Element:
         note += f" The search was stopped (too {what}): there may be larger ones."
     columns = [("Path below the mount point", "name"), ("Size", "number"), ("Last written", "text")]
     return table(f"Largest in {each.mount_point or each.device}", columns, rows, note)
-
-
-def owner(tmpfs: TmpfsStatus) -> str:
-    """Kind, volume, and pod or container."""
-    whose = tmpfs.owner
-    if whose.pod_name:
-        who = f"{whose.pod_namespace}/{whose.pod_name}"
-    elif whose.pod_uid:
-        who = f"pod {whose.pod_uid}"
-    else:
-        who = f"container {whose.container_id[:12]}" if whose.container_id else ""
-    return " ".join(part for part in (whose.kind, whose.volume, who) if part)
 
 
 def kernel(down: KernelMemory) -> Iterator[Element]:

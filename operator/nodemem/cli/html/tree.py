@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nodemem.cli.html.data import Extras
+from nodemem.cli.reportview import SHMEM_SOURCES
 from nodemem.cli.text import binary_size, safe
 from nodemem.kernel import meminfo
 from nodemem.kernel.tmpfs import Inspection
@@ -54,17 +55,6 @@ PART_NAMES = {
     "unaccounted": "Unaccounted",
 }
 
-SOURCES = {
-    "tmpfs_bytes": "files in tmpfs",
-    "sysv_bytes": "System V segments",
-    "memfd_bytes": "memfd",
-    "shared_anonymous_bytes": "shared anonymous",
-    "deleted_open_bytes": "deleted, still held",
-    "kernel_internal_bytes": "kernel objects",
-    "unattributed_bytes": "unattributed",
-}
-"""Fields of ShmemStatus that are its parts, and what they are called."""
-
 _OBJECT_KINDS = {
     "sysv_bytes": "sysv",
     "memfd_bytes": "memfd",
@@ -101,7 +91,7 @@ def parts(memory: MemoryStatus) -> dict[str, int | None]:
 
 
 def sources(shmem: ShmemStatus) -> dict[str, int | None]:
-    return {name: getattr(shmem, name) for name in SOURCES}
+    return {name: getattr(shmem, name) for name in SHMEM_SOURCES}
 
 
 def memory_tree(status: ReportStatus, extras: Extras) -> Node:
@@ -157,7 +147,7 @@ def _sources(status: ReportStatus, extras: Extras) -> tuple[Node, ...]:
         kind = "unknown" if name == "unattributed_bytes" else "shmem"
         inner = _file_systems(status, extras, size) if name == "tmpfs_bytes" else _objects(status, name, size)
         doc = str(ShmemStatus.__dataclass_fields__[name].metadata["doc"]).rstrip(".")
-        found.append(_node(SOURCES[name], size, kind, doc, inner))
+        found.append(_node(SHMEM_SOURCES[name], size, kind, doc, inner))
     return tuple(found)
 
 
