@@ -167,7 +167,8 @@ def test_every_command_is_run_or_says_why_not() -> None:
     "page",
     [
         "find-a-shmem-leak.md", "shared-memory.md", "cap-run.md", "kernel-memory.md", "who-dies-first.md",
-        "is-my-cluster-exposed.md", "experiment.md", "enlarge-dev-shm.md", "oom-explain.md", "lesson.md", "report-page.md",
+        "is-my-cluster-exposed.md", "experiment.md", "enlarge-dev-shm.md", "oom-explain.md", "lesson.md",
+        "report-page.md",
     ],
 )  # fmt: skip
 def test_a_page_for_a_task_is_one_that_is_run(page: str) -> None:
