@@ -1,0 +1,64 @@
+"""Prometheus' own programs as judges: promtool on metrics and rules."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import debian
+
+_SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)')
+_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "info": ("_info",), "summary": ("_count", "_sum")}
+
+
+def promtool(*words: str, data: bytes | None = None, cwd: Path | None = None) -> str:
+    """What it says. Raises AssertionError with that when it finds fault."""
+    program = debian.ensure("promtool", "prometheus")
+    done = subprocess.run([program, *words], input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd)
+    said = done.stdout.decode()
+    assert done.returncode == 0, f"promtool {' '.join(words)}: {said}"
+    return said
+
+
+def parsed(text: bytes) -> dict[str, float]:
+    """Series -> value, of OpenMetrics 1.0. Every line is checked: metadata before samples, suffixes by type, no family
+    or series twice."""
+    lines = text.decode().split("\n")
+    assert lines[-2:] == ["# EOF", ""]
+    series: dict[str, float] = {}
+    families: dict[str, str] = {}
+    family = ""
+    for line in lines[:-2]:
+        if line.startswith("# TYPE "):
+            _, _, family, kind = line.split(" ")
+            assert family not in families
+            families[family] = kind
+        elif line.startswith("# UNIT "):
+            assert line.split(" ")[2] == family
+            assert family.endswith(f"_{line.split(' ')[3]}")
+        elif line.startswith("# HELP "):
+            assert line.split(" ")[2] == family
+        else:
+            match = _SAMPLE.fullmatch(line)
+            assert match is not None, line
+            assert match[1] in [f"{family}{suffix}" for suffix in _SUFFIXES[families[family]]], line
+            name = line.rpartition(" ")[0]
+            assert name not in series
+            series[name] = float(match[3])
+    return series
+
+
+def families(text: bytes) -> dict[str, set[str]]:
+    """Metric name -> names of its labels, of either format. A family without samples has no labels here."""
+    found: dict[str, set[str]] = {}
+    kinds = {"counter": ["_total"], "info": ["_info"], "summary": ["_count", "_sum"]}
+    for line in text.decode().splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            for suffix in kinds.get(kind, [""]):
+                found.setdefault(name if name.endswith(suffix) else name + suffix, set())
+        elif not line.startswith("#"):
+            match = _SAMPLE.fullmatch(line)
+            assert match is not None, line
+            labels = re.findall(r'([a-z_]+)="(?:[^"\\\n]|\\["\\n])*"', match[2] or "")
+            found.setdefault(match[1], set()).update(labels)
+    return found
