@@ -2,9 +2,15 @@
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import debian
+
+PAGE = Path(__file__).parents[1] / "docs" / "monitoring.md"
 
 _SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)')
 _SUFFIXES = {"counter": ("_total",), "gauge": ("",), "info": ("_info",), "summary": ("_count", "_sum")}
@@ -62,3 +68,17 @@ def families(text: bytes) -> dict[str, set[str]]:
             labels = re.findall(r'([a-z_]+)="(?:[^"\\\n]|\\["\\n])*"', match[2] or "")
             found.setdefault(match[1], set()).update(labels)
     return found
+
+
+def documented_scrapes(targets: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The scrape configuration of docs/monitoring.md with these targets for each job (none: nothing is scraped).
+
+    Debian builds Prometheus without the discovery of Kubernetes' pods; what that would find, a target's labels say.
+    """
+    block = re.search(r"```yaml\n(scrape_configs:.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None
+    jobs: list[dict[str, Any]] = yaml.safe_load(block[1])["scrape_configs"]
+    for job in jobs:
+        assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["nodemem-system"]}}]
+        job["static_configs"] = targets.get(job["job_name"], [])
+    return jobs

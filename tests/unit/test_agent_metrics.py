@@ -4,7 +4,6 @@ import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -12,24 +11,14 @@ from nodemem.agent.metrics import EXPOSURES_LISTED, LIMITS_LISTED, Counters
 from nodemem.agent.metrics import render as rendered
 from nodemem.agent.server import HealthServer, parse_address
 from nodemem.api.exposition import Exposition
-from nodemem.node.status import LimitStatus, Omitted, ReportStatus
+from nodemem.node.status import ReportStatus
 from promlab import families, parsed, promtool
 from unit.agent_statuses import GIB, MIB, container, exposure, status, tmpfs
+from unit.metricsamples import agent_counters, full_status, limit
 
 
 def render(of: ReportStatus | None, counters: Counters) -> bytes:
     return rendered(of, counters, open_metrics=True).done()
-
-
-def counters() -> Counters:
-    found = Counters(started_at=1.0)
-    found.scans["full"] = 2
-    found.scan_seconds["full"] = 0.5
-    found.writes["new"] = 1
-    found.kills = {"Right": 1, "Wrong": 2, "Unknown": 0}
-    found.request("GET", 200)
-    found.request("GET", 0)
-    return found
 
 
 def test_metrics_are_open_metrics_and_have_the_figures() -> None:
@@ -38,7 +27,7 @@ def test_metrics_are_open_metrics_and_have_the_figures() -> None:
             status(
                 tmpfs=(tmpfs(1, 5 * MIB),), containers=(container(1, 3 * MIB),), exposures=(exposure(1, "Imminent"),)
             ),
-            counters(),
+            agent_counters(),
         )
     )
     assert found["nodemem_memory_size_bytes"] == 64 * GIB
@@ -53,31 +42,16 @@ def test_metrics_are_open_metrics_and_have_the_figures() -> None:
     assert 'pod="pod-1"' in next(iter(of_container))
 
 
-def limit(number: int, state: Any = "InSync", reason: str | None = None) -> LimitStatus:
-    return LimitStatus(f"/run/{number}", GIB, GIB, None, state, reason=reason, policy="cap")
-
-
-def everything() -> ReportStatus:
-    """Every family has a sample."""
-    return status(
-        tmpfs=(tmpfs(1, 5 * MIB),),
-        containers=(container(1, 3 * MIB),),
-        exposures=(exposure(1, "Imminent"),),
-        limits=(limit(1, "Failed", "Unlimited"), limit(2)),
-        omitted=Omitted(3, 4, 5 * MIB, 6 * MIB, 7 * MIB),
-    )
-
-
 def test_promtool_finds_no_fault_in_the_older_format() -> None:
-    text = rendered(everything(), counters(), open_metrics=False).done()
+    text = rendered(full_status(), agent_counters(), open_metrics=False).done()
     assert promtool("check", "metrics", data=text) == ""
-    newer = families(render(everything(), counters()))
+    newer = families(render(full_status(), agent_counters()))
     assert families(text) == newer
     assert len(newer) > 40
 
 
 def test_what_the_lists_leave_out_is_in_the_remainders() -> None:
-    found = parsed(render(everything(), counters()))
+    found = parsed(render(full_status(), agent_counters()))
     assert found["nodemem_tmpfs_omitted"] == 3
     assert found["nodemem_tmpfs_omitted_used_bytes"] == 5 * MIB
     assert found["nodemem_containers_omitted"] == 4

@@ -1,27 +1,12 @@
 """The controller's metrics: what is served by whom, how much of it, and what promtool says of it."""
 
 from dataclasses import replace
-from typing import Any
 
-from nodemem.api.types import OomExposureStatus
-from nodemem.controller.exposures import Wanted
-from nodemem.controller.metrics import EXPOSED_LISTED, STALE_LISTED, Counts, Figures, render
+from nodemem.controller.metrics import EXPOSED_LISTED, STALE_LISTED, render
 from promlab import families, parsed, promtool
+from unit.metricsamples import exposed, figures, full_figures
 
-
-def exposed(number: int, severity: Any = "High") -> Wanted:
-    status = OomExposureStatus(
-        node_name=f"n{number}", reasons=("ClampedBadness", "SkewedAdj"), severity=severity, containers=()
-    )
-    return Wanted(("team", f"pod-{number:03}"), f"uid-{number}", status, None)
-
-
-def figures(**counts: Any) -> Figures:
-    found = Counts(reconciles=3, reconcile_seconds=0.25, **counts)
-    return Figures(True, True, 5, 4, 1, 0, 10, 0, 2, 1, found, started_at=1.0)
-
-
-FULL = figures(stale=["n2", "n1"], exposed=[exposed(1)], policies={"cap": {"in_sync": 3, "failed": 1}})
+FULL = full_figures()
 
 
 def test_promtool_finds_no_fault_and_both_formats_have_the_same_families() -> None:
