@@ -1,7 +1,12 @@
-"""Prometheus' own programs as judges: promtool on metrics and rules."""
+"""Prometheus' own programs as judges: promtool on metrics and rules, the server itself on scrapes and queries."""
 
+import json
 import re
+import socket
 import subprocess
+import time
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,3 +87,59 @@ def documented_scrapes(targets: Mapping[str, list[dict[str, Any]]]) -> list[dict
         assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["nodemem-system"]}}]
         job["static_configs"] = targets.get(job["job_name"], [])
     return jobs
+
+
+class Prometheus:
+    """A server on loopback that scrapes and evaluates ``rules`` each second; all it keeps is in ``directory``."""
+
+    def __init__(self, directory: Path, scrapes: list[dict[str, Any]], rules: list[dict[str, Any]]) -> None:
+        program = debian.ensure("prometheus", "prometheus")
+        every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config = {"global": every, "scrape_configs": scrapes, "rule_files": ["rules.yaml"]}
+        (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "nodemem", "rules": rules}]}))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        self._log = (directory / "log").open("w+b")
+        self._process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={directory}/prometheus.yaml",
+                f"--storage.tsdb.path={directory}/data",
+                f"--web.listen-address={self._url.removeprefix('http://')}",
+            ],
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def __enter__(self) -> "Prometheus":
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5):
+                    return self
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    text = self.log()
+                    self.__exit__()
+                    raise AssertionError(f"prometheus did not get ready:\n{text}") from None
+            time.sleep(0.1)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def ask(self, path: str, **words: str) -> Any:
+        """``data`` of the answer. Raises urllib.error.HTTPError."""
+        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(words)}", timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series."""
+        return [(each["metric"], float(each["value"][1])) for each in self.ask("query", query=expression)["result"]]

@@ -77,10 +77,10 @@ def unheard(pods: Iterable[Mapping[str, Any]], reports: Iterable[Mapping[str, An
 
 def _sentence(namespace: str, pods: int, missing: list[str]) -> str:
     if not pods:
+        why = f"kubectl describe daemonset --namespace {namespace}"
         return (
-            f"There is no pod of the agent in namespace {namespace}."
-            f" 'kubectl describe daemonset --namespace {namespace}' says why: most often Pod Security Admission, where the namespace lacks the label"
-            " pod-security.kubernetes.io/enforce=privileged."
+            f"There is no pod of the agent in namespace {namespace}; '{why}' says why. Most often it is Pod Security"
+            " Admission, where the namespace lacks the label pod-security.kubernetes.io/enforce=privileged."
         )
     more = f", and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     return f"{pods - len(missing)} of {pods} agents have reported: {', '.join(missing[:_NAMED])}{more}."
