@@ -190,6 +190,11 @@ def helm_test(plane: ControlPlane, config: Config, tmp_path: Path) -> str:
     return said[0]
 
 
+def left_of_tests(plane: ControlPlane) -> str:
+    kinds = "serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,pods"
+    return plane.kubectl("get", kinds, "-A", "-l", "app.kubernetes.io/component=test", "-o", "name")
+
+
 def agent_pod(plane: ControlPlane, node: str) -> None:
     pod = make_pod(plane, NAMESPACE, f"agent-{node}", node, [("agent", "0" * 64)])
     labels = {"name": "nodemem", "instance": RELEASE, "component": "agent"}
@@ -211,6 +216,11 @@ def test_helm_test_succeeds_once_every_agent_has_reported_and_leaves_nothing(
     with pytest.raises(HelmError) as caught:
         helm_test(plane, installed, tmp_path)
     assert "There is no pod of the agent in namespace nodemem-system" in caught.value.__notes__[0]
+    assert "pod/nodemem-test" in left_of_tests(plane)
+    page = (ROOT / "docs" / "uninstall.md").read_text()
+    remove = next(line for line in page.splitlines() if line.endswith("app.kubernetes.io/component=test"))
+    plane.kubectl(*remove.split()[1:])
+    assert left_of_tests(plane) == ""
 
     for node in ("n1", "n2"):
         make_node(plane, node)
@@ -223,9 +233,7 @@ def test_helm_test_succeeds_once_every_agent_has_reported_and_leaves_nothing(
 
     write_report(plane, "n2", ago_seconds=0)
     assert helm_test(plane, installed, tmp_path) == "2 of 2 agents have reported.\n"
-    kinds = "serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,pods"
-    left = plane.kubectl("get", kinds, "-A", "-l", "app.kubernetes.io/component=test", "-o", "name")
-    assert left == ""
+    assert left_of_tests(plane) == ""
 
 
 def test_the_tests_account_may_list_reports_and_the_agents_pods_and_nothing_else(plane: ControlPlane) -> None:

@@ -173,6 +173,23 @@ def test_the_scrape_configuration_on_the_page_is_one(tmp_path: Path) -> None:
     assert "SUCCESS" in promtool("check", "config", "--syntax-only", "prometheus.yaml", cwd=tmp_path)
 
 
+def test_the_page_relabels_as_the_podmonitors_do() -> None:
+    """But for what prometheus-operator itself adds, and what it then takes away again: the labels of an agent's pod."""
+    objects = render({"podMonitor": {"enabled": True}})
+    jobs = {each["job_name"].rpartition("/")[2]: each for each in documented_scrapes({})}
+    for name, job in jobs.items():
+        endpoint = find(objects, "PodMonitor", name)["spec"]["podMetricsEndpoints"][0]
+        assert endpoint["honorLabels"] is job["honor_labels"] is True
+        written = [(each["source_labels"], each.get("target_label")) for each in job["relabel_configs"]]
+        made = endpoint.get("relabelings", [])
+        for each in made:
+            if "targetLabel" in each:
+                assert (each["sourceLabels"], each["targetLabel"]) in written
+        dropped = {label for each in made if each.get("action") == "labeldrop" for label in each["regex"].split("|")}
+        assert dropped == ({"pod", "container", "endpoint"} if name == "nodemem-agent" else set())
+        assert dropped.isdisjoint(target for _, target in written)
+
+
 # Dashboards
 
 BOARDS = [json.loads(text) for text in dashboards.files().values()]
