@@ -10,6 +10,9 @@ import yaml
 from helm_python import _native
 from helm_python.chart import Chart
 
+import dashboards
+import metricsdoc
+
 Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
@@ -33,14 +36,14 @@ def templates(values: Mapping[str, Any] | None = None, **options: str) -> dict[s
     return {name.partition("/templates/")[2]: text for name, text in found.items()}
 
 
-def render(values: Mapping[str, Any] | None = None, **options: str) -> list[Object]:
-    """The objects of a release."""
+def render(values: Mapping[str, Any] | None = None, *, hooks: bool = False, **options: str) -> list[Object]:
+    """The objects of a release; with ``hooks`` also those that only helm test makes."""
     return [
         each
         for name, text in templates(values, **options).items()
         if name.endswith(".yaml")
         for each in yaml.safe_load_all(text)
-        if each
+        if each and (hooks or "helm.sh/hook" not in each["metadata"].get("annotations", {}))
     ]
 
 
@@ -49,14 +52,17 @@ def find(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def generated() -> dict[Path, str]:
-    """What follows from the chart, its schema, and the definitions."""
+    """What follows from the chart, its schema, the definitions, the metrics and the dashboards."""
     files = {
         ROOT / "manifests" / "nodemem.yaml": _manifest(),
         ROOT / "manifests" / "kustomization.yaml": _kustomization(),
         CHART / "README.md": _readme(),
+        ROOT / "docs" / "reference" / "metrics.md": metricsdoc.page(),
     }
     for path in sorted(CRDS.glob("*.yaml")):
         files[CHART / "files" / "crds" / path.name] = path.read_text()
+    for name, text in dashboards.files().items():
+        files[CHART / "files" / "dashboards" / name] = text
     return files
 
 
@@ -69,7 +75,8 @@ def _manifest() -> str:
     documents = []
     for name, text in templates({"crds": {"install": False}}).items():
         if name.endswith(".yaml"):
-            documents += [each.strip("\n") for each in re.split(r"^---$", text, flags=re.MULTILINE) if each.strip()]
+            found = [each.strip("\n") for each in re.split(r"^---$", text, flags=re.MULTILINE) if each.strip()]
+            documents += [each for each in found if "helm.sh/hook" not in each]
     documents.sort(key=_rank)
     text = "\n---\n".join([yaml.safe_dump(namespace, sort_keys=False).strip(), *documents])
     return _HEADER + _HELM.sub("", text) + "\n"

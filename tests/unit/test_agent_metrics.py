@@ -1,56 +1,24 @@
 """The text that Prometheus scrapes, read back by the rules of OpenMetrics 1.0."""
 
-import re
+import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from nodemem.agent.metrics import Counters, render
+from nodemem.agent.metrics import EXPOSURES_LISTED, LIMITS_LISTED, Counters
+from nodemem.agent.metrics import render as rendered
 from nodemem.agent.server import HealthServer, parse_address
+from nodemem.api.exposition import Exposition
+from nodemem.node.status import ReportStatus
+from promlab import families, parsed, promtool
 from unit.agent_statuses import GIB, MIB, container, exposure, status, tmpfs
-
-_SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)')
-_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "info": ("_info",), "summary": ("_count", "_sum")}
+from unit.metricsamples import agent_counters, full_status, limit
 
 
-def parsed(text: bytes) -> dict[str, float]:
-    """Series -> value. Every line is checked: metadata before samples, suffixes by type, no family or series twice."""
-    lines = text.decode().split("\n")
-    assert lines[-2:] == ["# EOF", ""]
-    series: dict[str, float] = {}
-    families: dict[str, str] = {}
-    family = ""
-    for line in lines[:-2]:
-        if line.startswith("# TYPE "):
-            _, _, family, kind = line.split(" ")
-            assert family not in families
-            families[family] = kind
-        elif line.startswith("# UNIT "):
-            assert line.split(" ")[2] == family
-            assert family.endswith(f"_{line.split(' ')[3]}")
-        elif line.startswith("# HELP "):
-            assert line.split(" ")[2] == family
-        else:
-            match = _SAMPLE.fullmatch(line)
-            assert match is not None, line
-            assert match[1] in [f"{family}{suffix}" for suffix in _SUFFIXES[families[family]]], line
-            name = line.rpartition(" ")[0]
-            assert name not in series
-            series[name] = float(match[3])
-    return series
-
-
-def counters() -> Counters:
-    found = Counters(started_at=1.0)
-    found.scans["full"] = 2
-    found.scan_seconds["full"] = 0.5
-    found.writes["new"] = 1
-    found.kills = {"Right": 1, "Wrong": 2, "Unknown": 0}
-    found.request("GET", 200)
-    found.request("GET", 0)
-    return found
+def render(of: ReportStatus | None, counters: Counters) -> bytes:
+    return rendered(of, counters, open_metrics=True).done()
 
 
 def test_metrics_are_open_metrics_and_have_the_figures() -> None:
@@ -59,7 +27,7 @@ def test_metrics_are_open_metrics_and_have_the_figures() -> None:
             status(
                 tmpfs=(tmpfs(1, 5 * MIB),), containers=(container(1, 3 * MIB),), exposures=(exposure(1, "Imminent"),)
             ),
-            counters(),
+            agent_counters(),
         )
     )
     assert found["nodemem_memory_size_bytes"] == 64 * GIB
@@ -74,6 +42,45 @@ def test_metrics_are_open_metrics_and_have_the_figures() -> None:
     assert 'pod="pod-1"' in next(iter(of_container))
 
 
+def test_promtool_finds_no_fault_in_the_older_format() -> None:
+    text = rendered(full_status(), agent_counters(), open_metrics=False).done()
+    assert promtool("check", "metrics", data=text) == ""
+    newer = families(render(full_status(), agent_counters()))
+    assert families(text) == newer
+    assert len(newer) > 40
+
+
+def test_what_the_lists_leave_out_is_in_the_remainders() -> None:
+    found = parsed(render(full_status(), agent_counters()))
+    assert found["nodemem_tmpfs_omitted"] == 3
+    assert found["nodemem_tmpfs_omitted_used_bytes"] == 5 * MIB
+    assert found["nodemem_containers_omitted"] == 4
+    assert found["nodemem_containers_omitted_shmem_bytes"] == 6 * MIB
+    assert found["nodemem_containers_omitted_usage_bytes"] == 7 * MIB
+
+
+def test_a_limit_in_trouble_is_named_with_its_reason_and_never_crowded_out() -> None:
+    many = (*(limit(number) for number in range(200)), limit(200, "Failed", "Unlimited"), limit(201, "Contested"))
+    found = parsed(render(status(limits=many), Counters()))
+    states = [name for name in found if name.startswith("nodemem_tmpfs_limit_state")]
+    assert len(states) == LIMITS_LISTED
+    series = 'nodemem_tmpfs_limit_state{mount_point="/run/200",policy="cap",state="Failed",reason="Unlimited"}'
+    assert states[0] == series
+    assert 'state="Contested"' in states[1]
+    assert found['nodemem_tmpfs_limits{state="InSync"}'] == 200
+    assert found['nodemem_tmpfs_limit_requested_bytes{mount_point="/run/200",policy="cap"}'] == GIB
+
+
+def test_exposures_are_listed_up_to_a_number_and_counted_all() -> None:
+    found = parsed(render(status(exposures=tuple(exposure(each) for each in range(100))), Counters()))
+    assert sum(name.startswith("nodemem_container_exposed{") for name in found) == EXPOSURES_LISTED
+    assert found['nodemem_exposed_containers{severity="High"}'] == 100
+    assert (
+        f'nodemem_container_exposed{{namespace="load",pod="pod-7",container="application",id="{7:012x}",'
+        'severity="High",reasons="ClampedBadness"}'
+    ).replace(f"{7:012x}", f"{7:064x}"[:12]) in found
+
+
 def test_before_the_first_scan_there_are_the_agent_s_own_metrics() -> None:
     found = parsed(render(None, Counters()))
     assert "nodemem_memory_size_bytes" not in found
@@ -86,8 +93,6 @@ def test_unknown_is_no_series_and_not_zero() -> None:
 
 
 def test_hostile_names_can_t_make_lines_or_labels() -> None:
-    import dataclasses
-
     evil = dataclasses.replace(tmpfs(1), mount_point='/a"} 1\nfake_metric 2\\\x1b' + "x" * 500)
     text = render(status(tmpfs=(evil,)), Counters())
     found = parsed(text)
@@ -100,7 +105,7 @@ def server() -> Iterator[tuple[HealthServer, dict[str, str | None]]]:
     state: dict[str, str | None] = {"healthy": None, "ready": "no scan yet"}
     made = HealthServer(
         ("127.0.0.1", 0),
-        metrics=lambda: b"# EOF\n",
+        metrics=Exposition,
         healthy=lambda: state["healthy"],
         ready=lambda: state["ready"],
     )
@@ -130,10 +135,25 @@ def test_health_and_readiness_say_why_not(server: tuple[HealthServer, dict[str, 
     assert ask(made, b"GET /readyz HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_metrics_have_the_content_type_that_scrapers_look_for(server: tuple[HealthServer, object]) -> None:
-    answer = ask(server[0], b"GET /metrics HTTP/1.1\r\n\r\n")
-    assert b"Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n" in answer
-    assert answer.endswith(b"\r\n\r\n# EOF\n")
+@pytest.mark.parametrize(
+    ("accept", "kind", "body"),
+    [
+        (
+            "application/openmetrics-text;version=1.0.0,*/*;q=0.1",
+            b"application/openmetrics-text; version=1.0.0",
+            b"# EOF\n",
+        ),
+        ("text/plain;version=0.0.4", b"text/plain; version=0.0.4", b"\n"),
+        (None, b"text/plain; version=0.0.4", b"\n"),
+    ],
+)
+def test_metrics_come_in_the_format_that_is_asked_for(
+    server: tuple[HealthServer, object], accept: str | None, kind: bytes, body: bytes
+) -> None:
+    header = b"" if accept is None else f"Host: x\r\naccept: {accept}\r\n".encode()
+    answer = ask(server[0], b"GET /metrics HTTP/1.1\r\n" + header + b"\r\n")
+    assert b"Content-Type: " + kind + b"; charset=utf-8\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n" + body)
     assert ask(server[0], b"HEAD /metrics HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n")
 
 

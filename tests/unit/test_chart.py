@@ -27,7 +27,20 @@ def controller(values: dict[str, Any] | None = None) -> Any:
 
 
 @pytest.mark.parametrize("version", ["v1.29.0", "v1.30.0", "v1.34.1"])
-@pytest.mark.parametrize("values", [{}, {"enforcement": {"enabled": True}, "controller": {"nodeConditions": True}}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {
+            "enforcement": {"enabled": True},
+            "controller": {"nodeConditions": True},
+            "podMonitor": {"enabled": True},
+            "prometheusRule": {"enabled": True},
+            "dashboard": {"enabled": True},
+        },
+    ],
+    ids=["as it comes", "everything on"],
+)
 def test_strict_lint_finds_nothing_to_say(version: str, values: dict[str, Any]) -> None:
     found = lint(CHART, values, strict=True, namespace="nodemem-system", kube_version=version)
     assert found["errors"] == []
@@ -47,6 +60,11 @@ def test_strict_lint_finds_nothing_to_say(version: str, values: dict[str, Any]) 
         ({"image": {"digest": "sha256:abc"}}, "at '/image/digest'"),
         ({"controller": {"replicas": 0}}, "at '/controller/replicas'"),
         ({"networkPolicy": {"apiServerPorts": ["https"]}}, "'/networkPolicy/apiServerPorts/0'"),
+        ({"podMonitor": {"interval": "30"}}, "'/podMonitor/interval'"),
+        ({"prometheusRule": {"alerts": {"NodememAgentsDown": {}}}}, "'NodememAgentsDown' not allowed"),
+        ({"prometheusRule": {"alerts": {"NodememAgentDown": {"for": "5 minutes"}}}}, "/NodememAgentDown/for'"),
+        ({"prometheusRule": {"alerts": {"NodememAgentDown": {"usedPercent": 5}}}}, "'usedPercent' not allowed"),
+        ({"prometheusRule": {"alerts": {"NodememTmpfsNearlyFull": {"usedPercent": 0.9}}}}, "/usedPercent'"),
     ],
 )
 def test_a_value_that_is_mistyped_or_out_of_range_is_refused_by_its_name(values: dict[str, Any], says: str) -> None:
@@ -171,10 +189,10 @@ def test_the_right_to_node_status_comes_only_with_node_conditions() -> None:
 def test_no_role_has_a_wildcard_a_secret_or_a_token() -> None:
     roles = [
         each
-        for each in render({"controller": {"nodeConditions": True}, "enforcement": {"enabled": True}})
+        for each in render({"controller": {"nodeConditions": True}, "enforcement": {"enabled": True}}, hooks=True)
         if each["kind"] in ("Role", "ClusterRole")
     ]
-    assert len(roles) == 5
+    assert len(roles) == 7
     text = json.dumps([each["rules"] for each in roles])
     for word in ("*", "secrets", "configmaps", "token", "impersonate", "escalate", "bind", "exec", "deletecollection"):
         assert word not in text
@@ -206,6 +224,33 @@ def test_a_policy_switched_off_is_warned_of() -> None:
     assert (
         "WARNING: admissionPolicy.enabled is false" in templates({"admissionPolicy": {"enabled": False}})["NOTES.txt"]
     )
+
+
+def test_alerts_that_nothing_feeds_are_warned_of() -> None:
+    says = "WARNING: prometheusRule.enabled without podMonitor.enabled"
+    assert says in templates({"prometheusRule": {"enabled": True}})["NOTES.txt"]
+    assert says not in templates({"prometheusRule": {"enabled": True}, "podMonitor": {"enabled": True}})["NOTES.txt"]
+    assert "helm test nodemem --namespace nodemem-system" in templates()["NOTES.txt"]
+    assert "helm test" not in templates({"tests": {"enabled": False}})["NOTES.txt"]
+
+
+# What Artifact Hub shows
+
+
+def test_artifact_hub_is_told_of_the_image_the_definitions_and_pages_that_there_are() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    told = {name.partition("/")[2]: text for name, text in chart["annotations"].items()}
+    images = [each["image"] for each in yaml.safe_load(told["images"])]
+    assert images == [agent()["spec"]["containers"][0]["image"]]
+    crds = {each["name"] for each in yaml.safe_load(told["crds"])}
+    assert crds == {f"{path.stem}.nodemem.io" for path in chartlab.CRDS.glob("*.yaml")}
+    for link in yaml.safe_load(told["links"]):
+        base, _, path = link["url"].partition("/blob/main/")
+        assert base == chart["home"]
+        assert (ROOT / path).is_file(), link
+    for change in yaml.safe_load(told["changes"]):
+        assert change["kind"] in ("added", "changed", "deprecated", "removed", "fixed", "security")
+        assert change["description"].endswith(".")
 
 
 # Values that reach objects
@@ -327,7 +372,7 @@ def test_the_build_sees_only_what_it_copies() -> None:
     assert all((ROOT / each).exists() for each in copied)
 
 
-@pytest.mark.parametrize("page", ["install.md", "security.md", "uninstall.md"])
+@pytest.mark.parametrize("page", ["install.md", "security.md", "uninstall.md", "monitoring.md", "alerts.md"])
 def test_values_named_in_the_docs_exist(page: str) -> None:
     text = (ROOT / "docs" / page).read_text()
     named = set(re.findall(r"--set ([\w.]+)=", text))
@@ -337,5 +382,7 @@ def test_values_named_in_the_docs_exist(page: str) -> None:
     for path in named:
         value: Any = known
         for key in path.split("."):
+            if value == {}:
+                break  # a map of whatever names
             assert key in value, path
             value = value[key]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodemem.api.exposition import Exposition
 from nodemem.api.types import LabelSelector, LabelSelectorRequirement, OomExposureStatus, OomPolicySpec
 from nodemem.controller import events, exposures, pressure, queue, records
 from nodemem.controller.client import ApiError, NotHeld
@@ -386,7 +387,7 @@ def test_name_of_an_event_is_valid_for_the_longest_pod_name() -> None:
 def test_loop_that_does_not_turn_is_not_healthy(age: float, code: int) -> None:
     import time
 
-    server = HealthServer(("127.0.0.1", 0), lambda: time.monotonic() - age, lambda: True, lambda: iter(()))
+    server = HealthServer(("127.0.0.1", 0), lambda: time.monotonic() - age, lambda: True, Exposition)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=10) as answer:
             found = answer.status

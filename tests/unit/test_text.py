@@ -67,4 +67,10 @@ def test_status_keys_are_the_custom_resource_s() -> None:
     assert to_plain(owner)["podUID"] == "u"
     assert to_plain(owner)["containerID"] is None
     assert to_plain(owner, keep_unknown=False) == {"kind": "EmptyDir", "podUID": "u", "volume": "cache"}
-    assert to_plain(Omitted(tmpfs=3)) == {"tmpfs": 3, "containers": 0}
+    assert to_plain(Omitted(tmpfs=3, containers_usage_bytes=7)) == {
+        "tmpfs": 3,
+        "containers": 0,
+        "tmpfsUsedBytes": 0,
+        "containersShmemBytes": 0,
+        "containersUsageBytes": 7,
+    }

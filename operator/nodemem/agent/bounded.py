@@ -23,7 +23,7 @@ _SHORT_MESSAGE = 160
 def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
     """The status as the API server takes it, its lists cut at their ends, where the least important entries are.
 
-    ``omitted`` counts what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
+    ``omitted`` counts and sums up what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
     """
     plain = wire(status)
     while (size := encoded_bytes({**plain, "exposures": (), "oomKills": (), "limits": ()})) > aim_bytes:
@@ -51,11 +51,11 @@ def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
     omitted, tmpfs, containers = status.omitted, len(status.tmpfs), len(status.containers)
     if containers and containers >= tmpfs - _LEAST:
         kept = _fewer(containers, excess)
-        omitted = replace(omitted, containers=omitted.containers + containers - kept)
+        omitted = omitted.and_containers(status.containers[kept:])
         return replace(status, containers=status.containers[:kept], omitted=omitted)
     if tmpfs > _LEAST:
         kept = max(_LEAST, _fewer(tmpfs, excess))
-        omitted = replace(omitted, tmpfs=omitted.tmpfs + tmpfs - kept)
+        omitted = omitted.and_tmpfs(status.tmpfs[kept:])
         return replace(status, tmpfs=status.tmpfs[:kept], omitted=omitted)
     return None
 

@@ -93,7 +93,7 @@ class Agent:
         self._enforcer = Enforcer(self._host, self._log, enforce=enforce, clock=clock)
         self.health = HealthServer(
             listen,
-            metrics=lambda: metrics.render(self._status, self._counters),
+            metrics=lambda open_metrics: metrics.render(self._status, self._counters, open_metrics),
             healthy=self._why_unhealthy,
             ready=self._why_not_ready,
         )

@@ -5,7 +5,7 @@ import socketserver
 import threading
 from collections.abc import Callable
 
-from nodemem.agent.metrics import CONTENT_TYPE
+from nodemem.api.exposition import Exposition, wants_open_metrics
 
 _REQUEST_BYTES = 8192
 _SECONDS = 5.0
@@ -24,7 +24,8 @@ Answer = tuple[int, str, bytes]
 
 
 class HealthServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """``healthy`` and ``ready`` give None when all is well, else why not. A thread for each request, a few at once."""
+    """``metrics`` is told whether to speak OpenMetrics. ``healthy`` and ``ready`` give None when all is well, else why
+    not. A thread for each request, a few at once."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -34,7 +35,7 @@ class HealthServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self,
         address: tuple[str, int],
         *,
-        metrics: Callable[[], bytes],
+        metrics: Callable[[bool], Exposition],
         healthy: Callable[[], str | None],
         ready: Callable[[], str | None],
     ) -> None:
@@ -59,12 +60,13 @@ class HealthServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
-    def answer(self, method: str, path: str) -> Answer:
+    def answer(self, method: str, path: str, accept: str = "") -> Answer:
         if method not in ("GET", "HEAD"):
             return 405, "text/plain", b"only GET\n"
         match path.partition("?")[0]:
             case "/metrics":
-                return 200, CONTENT_TYPE, self._metrics()
+                found = self._metrics(wants_open_metrics(accept))
+                return 200, found.content_type, found.done()
             case "/healthz":
                 return _health(self._healthy())
             case "/readyz":
@@ -114,16 +116,21 @@ class _Handler(socketserver.BaseRequestHandler):
             data += more
             if not more or len(data) > _REQUEST_BYTES:
                 return
-        words = data.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        lines = data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        words = lines[0].split(" ")
         status, kind, body = 400, "text/plain", b"not HTTP\n"
         if len(words) == 3 and words[2].startswith("HTTP/1."):
             assert isinstance(self.server, HealthServer)
-            status, kind, body = self.server.answer(words[0], words[1])
+            status, kind, body = self.server.answer(words[0], words[1], _accept(lines[1:]))
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
             "Connection: close\r\n\r\n"
         )
         connection.sendall(head.encode() + (b"" if words[0] == "HEAD" else body))
+
+
+def _accept(headers: list[str]) -> str:
+    return next((each.partition(":")[2] for each in headers if each.lower().startswith("accept:")), "")
 
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}

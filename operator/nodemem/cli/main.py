@@ -10,7 +10,7 @@ import signal
 import sys
 
 from nodemem import __version__
-from nodemem.cli import agent, capture, controller, crds, meminfo, oom, report, tmpfs
+from nodemem.cli import agent, capture, check, controller, crds, meminfo, oom, report, tmpfs
 from nodemem.kernel.capture import CaptureError, open_capture
 from nodemem.kernel.host import Host
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nodemem {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (report, meminfo, tmpfs, oom, capture, agent, controller, crds):
+    for module in (report, meminfo, tmpfs, oom, capture, agent, controller, check, crds):
         module.add_parser(commands)
     return parser
 

@@ -188,9 +188,8 @@ def render_tmpfs(
     others = [each for each in status.tmpfs if each not in shown]
     rest = len(others) + status.omitted.tmpfs
     if rest:
-        used = sum(each.used_bytes or 0 for each in others)
-        known = f", together {binary_size(used)}" if not status.omitted.tmpfs else ""
-        yield Text(f"and {rest} more tmpfs{known}", style="dim")
+        used = sum(each.used_bytes or 0 for each in others) + status.omitted.tmpfs_used_bytes
+        yield Text(f"and {rest} more tmpfs, together {binary_size(used)}", style="dim")
 
 
 def _files(tmpfs: TmpfsStatus) -> Table:

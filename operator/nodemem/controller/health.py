@@ -2,25 +2,25 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from nodemem.api.exposition import Exposition, wants_open_metrics
 
 ALIVE_SECONDS = 60.0
 """A loop that has not turned for this long is not busy but stuck."""
 
-Metric = tuple[str, str, str, list[tuple[str, float]]]
-"""Name, type, help, and values by their labels as text."""
-
 
 class HealthServer:
-    """``beat`` gives the ``time.monotonic`` at which the loop last turned; ``ready`` whether it watches."""
+    """``beat`` gives the ``time.monotonic`` at which the loop last turned; ``ready`` whether it watches;
+    ``metrics`` is told whether to speak OpenMetrics."""
 
     def __init__(
         self,
         address: tuple[str, int],
         beat: Callable[[], float],
         ready: Callable[[], bool],
-        metrics: Callable[[], Iterator[Metric]],
+        metrics: Callable[[bool], Exposition],
     ) -> None:
         """Listens at once. Raises OSError."""
 
@@ -36,12 +36,13 @@ class HealthServer:
                     case "/readyz":
                         self._answer(200, "watching\n") if ready() else self._answer(503, "not watching yet\n")
                     case "/metrics":
-                        self._answer(200, text(metrics()), "text/plain; version=0.0.4; charset=utf-8")
+                        found = metrics(wants_open_metrics(self.headers.get("Accept", "")))
+                        self._answer(200, found.done(), found.content_type)
                     case _:
                         self._answer(404, "/healthz, /readyz, /metrics\n")
 
-            def _answer(self, code: int, body: str, kind: str = "text/plain; charset=utf-8") -> None:
-                data = body.encode()
+            def _answer(self, code: int, body: str | bytes, kind: str = "text/plain; charset=utf-8") -> None:
+                data = body.encode() if isinstance(body, str) else body
                 self.send_response(code)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(data)))
@@ -61,12 +62,3 @@ class HealthServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-def text(metrics: Iterator[Metric]) -> str:
-    """The Prometheus text format."""
-    lines = []
-    for name, kind, about, values in metrics:
-        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{f'{{{labels}}}' if labels else ''} {value:.15g}" for labels, value in values]
-    return "\n".join(lines) + "\n"

@@ -7,15 +7,17 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nodemem import __version__
-from nodemem.controller import watch
+from nodemem.controller import metrics, watch
 from nodemem.controller.client import Api, ApiError
-from nodemem.controller.health import HealthServer, Metric
+from nodemem.controller.health import HealthServer
 from nodemem.controller.lease import Elector
+from nodemem.controller.metrics import Figures
 from nodemem.controller.reconcile import Reconciler
 from nodemem.controller.state import PATHS, Options
 
@@ -41,10 +43,13 @@ async def run(config: Config, stop: asyncio.Event, on_watching: Callable[[], Non
     elector = Elector(api, config.namespace, config.lease, identity, reconciler.lease)
     api.fence = lambda: elector.held
     watching = asyncio.Event()
-    server = None
+    server, started_at = None, time.time()
     if config.listen is not None:
         server = HealthServer(
-            config.listen, lambda: reconciler.beat, watching.is_set, lambda: metrics(api, elector, reconciler)
+            config.listen,
+            lambda: reconciler.beat,
+            watching.is_set,
+            lambda open_metrics: metrics.render(_figures(api, elector, reconciler, started_at), open_metrics),
         )
         _log.info("health and metrics on port %d", server.port)
     # Own tasks before kopf's: it ends those that begin after it.
@@ -120,35 +125,19 @@ def serve(config: Config) -> int:
     return asyncio.run(main())
 
 
-def metrics(api: Api, elector: Elector, reconciler: Reconciler) -> Iterator[Metric]:
-    counts, queue, state = reconciler.counts, reconciler.queue, reconciler.state
-    prefix = "nodemem_controller_"
-    yield f"{prefix}leader", "gauge", "1 where this replica holds the Lease.", [("", float(elector.held))]
-    yield f"{prefix}synced", "gauge", "1 where the tables hold all that a LIST has.", [("", float(reconciler.synced))]
-    yield f"{prefix}memoryreports", "gauge", "MemoryReports known.", [("", len(state.reports))]
-    yield f"{prefix}nodes", "gauge", "Nodes known.", [("", len(state.nodes))]
-    yield f"{prefix}stale_reports", "gauge", "Reports whose agent is silent.", [("", counts.stale)]
-    by_severity = [(f'severity="{each}"', float(count)) for each, count in sorted(counts.exposures.items())]
-    yield f"{prefix}exposures", "gauge", "Exposed pods that are flagged.", by_severity
-    by_policy = [
-        (f'policy="{name}",state="{place}"', float(nodes))
-        for name, each in sorted(counts.policies.items())
-        for place, nodes in each.items()
-    ]
-    yield f"{prefix}tmpfspolicy_nodes", "gauge", "Nodes of each TmpfsPolicy, by where they are.", by_policy
-    yield f"{prefix}writes_total", "counter", "Writes sent to the API server.", [("", api.writes)]
-    yield f"{prefix}write_errors_total", "counter", "Writes that failed; each is tried again.", [("", queue.errors)]
-    yield f"{prefix}queue_depth", "gauge", "Writes that wait or run.", [("", queue.depth)]
-    yield f"{prefix}events_total", "counter", "Events written.", [("", reconciler.writer.events)]
-    yield (
-        f"{prefix}reconciles_total",
-        "counter",
-        "Comparisons of what is with what should be.",
-        [("", counts.reconciles)],
-    )
-    yield (
-        f"{prefix}reconcile_seconds_total",
-        "counter",
-        "Time they took.",
-        [("", round(counts.reconcile_seconds, 6))],
+def _figures(api: Api, elector: Elector, reconciler: Reconciler, started_at: float) -> Figures:
+    state, queue = reconciler.state, reconciler.queue
+    return Figures(
+        leader=elector.held,
+        synced=reconciler.synced,
+        nodes=len(state.nodes),
+        reports=len(state.reports),
+        tmpfs_policies=len(state.tmpfs_policies),
+        oom_policies=len(state.oom_policies),
+        writes=api.writes,
+        write_errors=queue.errors,
+        queue_depth=queue.depth,
+        events=reconciler.writer.events,
+        counts=reconciler.counts,
+        started_at=started_at,
     )

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from nodemem.api import resources
@@ -19,6 +18,7 @@ from nodemem.controller.exposures import Actual, PodKey, Wanted
 from nodemem.controller.limits import Planned, Planner
 from nodemem.controller.limitwrites import LimitWriter
 from nodemem.controller.lookup import Lookup
+from nodemem.controller.metrics import Counts
 from nodemem.controller.queue import Write, WriteQueue
 from nodemem.controller.records import Kind, older
 from nodemem.controller.state import PATHS, Options, State, actual
@@ -31,18 +31,6 @@ OUTAGE_SECONDS = 60.0
 
 LIMIT_PODS_SECONDS, LIMIT_PODS_AT_ONCE = 1800.0, 200
 """Pods that a TmpfsPolicy asks for may be many, and their labels seldom change."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """For /metrics."""
-
-    reconciles: int = 0
-    reconcile_seconds: float = 0.0
-    stale: int = 0
-    exposures: dict[str, int] = field(default_factory=dict)
-    policies: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Nodes of each TmpfsPolicy, by where they are."""
 
 
 class Reconciler:
@@ -217,10 +205,8 @@ class Reconciler:
                 *self._limit_writer.writes(planned, time.monotonic()),
             )
         )
-        self.counts.stale = sum(stale.values())
-        self.counts.exposures = dict.fromkeys(("Imminent", "High", "Low"), 0)
-        for want in wanted.values():
-            self.counts.exposures[want.status.severity] += 1
+        self.counts.stale = [name for name, silent in stale.items() if silent]
+        self.counts.exposed = list(wanted.values())
         self.counts.reconciles += 1
         self.counts.reconcile_seconds += time.monotonic() - started
 

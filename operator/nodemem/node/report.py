@@ -137,10 +137,7 @@ def build(
         tmpfs=tmpfs,
         containers=containers if everything else containers[:containers_listed],
         conditions=_conditions(snapshot),
-        omitted=Omitted(
-            tmpfs=len(found) - len(tmpfs),
-            containers=0 if everything else max(0, len(containers) - containers_listed),
-        ),
+        omitted=Omitted() if everything else _omitted(found[tmpfs_listed:], containers[containers_listed:]),
         processes=_processes(snapshot) if everything else None,
         summary=summary(memory, shmem, tmpfs, limits, None if exposures is None else len(exposures)),
         exposures=exposures,
@@ -148,6 +145,10 @@ def build(
         limits=limits,
         observed_generation=observed_generation,
     )
+
+
+def _omitted(tmpfs: Sequence[TmpfsStatus], containers: Sequence[ContainerStatus]) -> Omitted:
+    return Omitted().and_tmpfs(tmpfs).and_containers(containers)
 
 
 def as_object(status: ReportStatus, node_name: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ its ``doc`` metadata, and lists carry their bound: custom resource definition an
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -341,10 +342,28 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """How many entries the bounded lists leave out."""
+    """How many entries the bounded lists leave out, and how much they hold together, as far as that is known."""
 
     tmpfs: int = doc("tmpfs not listed.", default=0)
     containers: int = doc("Containers not listed.", default=0)
+    tmpfs_used_bytes: int = doc("Allocated to the files of the tmpfs that are not listed.", default=0)
+    containers_shmem_bytes: int = doc("Shmem charged to the containers that are not listed.", default=0)
+    containers_usage_bytes: int = doc("Charged to the containers that are not listed.", default=0)
+
+    def and_tmpfs(self, left_out: Sequence[TmpfsStatus]) -> "Omitted":
+        return dataclasses.replace(
+            self,
+            tmpfs=self.tmpfs + len(left_out),
+            tmpfs_used_bytes=self.tmpfs_used_bytes + sum(each.used_bytes or 0 for each in left_out),
+        )
+
+    def and_containers(self, left_out: Sequence[ContainerStatus]) -> "Omitted":
+        return dataclasses.replace(
+            self,
+            containers=self.containers + len(left_out),
+            containers_shmem_bytes=self.containers_shmem_bytes + sum(each.shmem_bytes or 0 for each in left_out),
+            containers_usage_bytes=self.containers_usage_bytes + sum(each.usage_bytes or 0 for each in left_out),
+        )
 
 
 @dataclass(frozen=True, slots=True)
