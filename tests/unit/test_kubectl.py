@@ -285,7 +285,7 @@ def cap_run(mode: str, **more: Any) -> dict[str, Any]:
 
 
 def told(mode: str, *reports: dict[str, Any], **more: Any) -> str:
-    return text_of(policy.tmpfs_policy(cap_run(mode, **more), list(policy.answers_of(iter(reports), "cap-run"))))
+    return text_of(policy.tmpfs_policy(cap_run(mode, **more), list(policy.answers_of(reports, "cap-run"))))
 
 
 def test_each_node_is_listed_the_worst_first_and_each_state_has_a_next_step() -> None:

@@ -67,7 +67,10 @@ class Cluster:
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise Trouble(f"the API server at {self.url} can't be reached: {_cause(error)}") from error
         if 200 <= answer.status <= 299:
-            return json.loads(data)
+            try:
+                return json.loads(data)
+            except ValueError as error:
+                raise Trouble(f"{self.url} answers, but not as an API server does: is it a proxy's login?") from error
         raise _refusal(answer.status, data, path)
 
     def items(

@@ -1,8 +1,9 @@
 """``kubectl nodemem policy``: what a policy does where, what it would do if it were enforced, and what comes next."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import RenderableType
@@ -98,38 +99,55 @@ def _conditions(policy: Mapping[str, Any], kind: str) -> Iterator[Mapping[str, A
     return (each for each in policy.get("status", {}).get("conditions") or () if each.get("type") == kind)
 
 
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What a node was told, and what it says. ``state`` of a node that is silent is what it said last."""
+    """What a node was told of one tmpfs, and what it says. ``wanted_bytes`` None: the limit is being taken back.
 
-    def __init__(self, report: Object, asked: Mapping[str, Any] | None, said: LimitStatus | None) -> None:
-        self.node: str = report["metadata"]["name"]
-        self.stale = why_stale(report) is not None
-        self.said = said
-        self.mount_point: str = said.mount_point if said is not None else (asked or {}).get("mountPoint", "")
-        self.place = self.mount_point
-        for each in report.get("status", {}).get("tmpfs") or ():
-            if each.get("mountPoint") == self.mount_point:
-                with suppress(ValueError):  # of another version: the mount point will do
-                    self.place = place(self.mount_point, read(TmpfsStatus, each))
-        self.wanted: int | None = (asked or {}).get("sizeBytes")
-        self.leaving = asked is None
-        answered = report.get("status", {}).get("observedGeneration") == report["metadata"].get("generation")
-        self.state = said.state if said is not None and (answered or self.leaving) else _WAITING
+    ``place``: the mount point, or of a pod its name. ``state`` of a node that is silent is what it said last.
+    """
+
+    node: str
+    stale: bool
+    mount_point: str
+    place: str
+    wanted_bytes: int | None
+    said: LimitStatus | None
+    state: str
 
 
-def answers_of(reports: Iterator[Object], policy: str) -> Iterator[Answer]:
+def answers_of(reports: Iterable[Object], policy: str) -> Iterator[Answer]:
     for report in reports:
+        status = report.get("status") or {}
         asked = {
-            each["mountPoint"]: each
+            each["mountPoint"]: each["sizeBytes"]
             for each in report.get("spec", {}).get("tmpfsLimits") or ()
             if each.get("policy") == policy
         }
-        said = {}
-        for each in report.get("status", {}).get("limits") or ():
-            if each.get("mountPoint") in asked or each.get("policy") == policy:
-                said[each["mountPoint"]] = read(LimitStatus, each)
+        said = {
+            each["mountPoint"]: read(LimitStatus, each)
+            for each in status.get("limits") or ()
+            if each.get("mountPoint") in asked or each.get("policy") == policy
+        }
+        answered = status.get("observedGeneration") == report["metadata"].get("generation")
         for where in {**asked, **said}:
-            yield Answer(report, asked.get(where), said.get(where))
+            limit = said.get(where)
+            yield Answer(
+                node=report["metadata"]["name"],
+                stale=why_stale(report) is not None,
+                mount_point=where,
+                place=_place(where, status),
+                wanted_bytes=asked.get(where),
+                said=limit,
+                state=limit.state if limit is not None and (answered or where not in asked) else _WAITING,
+            )
+
+
+def _place(mount_point: str, status: Mapping[str, Any]) -> str:
+    for each in status.get("tmpfs") or ():
+        if each.get("mountPoint") == mount_point:
+            with suppress(ValueError):  # of another version: the mount point will do
+                return place(mount_point, read(TmpfsStatus, each))
+    return mount_point
 
 
 def tmpfs_policy(policy: Object, answers: Sequence[Answer], *, wide: bool = False) -> Iterator[RenderableType]:
@@ -259,7 +277,7 @@ def _table(answers: Sequence[Answer], wide: bool) -> Iterator[RenderableType]:
                 safe(each.place),
                 state,
                 "" if said is None or said.applied_bytes is None else binary_size(said.applied_bytes),
-                "restore" if each.leaving else binary_size(each.wanted),
+                "restore" if each.wanted_bytes is None else binary_size(each.wanted_bytes),
                 "" if said is None or said.original_bytes is None else binary_size(said.original_bytes),
                 safe((said.message if said is not None else None) or ""),
             ]
