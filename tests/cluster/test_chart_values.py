@@ -219,7 +219,7 @@ def test_helm_test_succeeds_once_every_agent_has_reported_and_leaves_nothing(
     assert "pod/nodemem-test" in left_of_tests(plane)
     page = (ROOT / "docs" / "uninstall.md").read_text()
     remove = next(line for line in page.splitlines() if line.endswith("app.kubernetes.io/component=test"))
-    plane.kubectl(*remove.split()[1:])
+    plane.kubectl(*remove.removeprefix("$ kubectl ").split())
     assert left_of_tests(plane) == ""
 
     for node in ("n1", "n2"):
@@ -259,7 +259,7 @@ def test_kubectl_takes_every_command_of_the_runbooks(plane: ControlPlane, instal
     }
     plane.apply(exposure)
     text = (ROOT / "docs" / "alerts.md").read_text()
-    commands = {line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()}
+    commands = set(re.findall(r"^\$ (.+)$", text, re.MULTILINE))
     assert len(commands) >= 5
     for command in commands:
         words = command.replace("'", "").split()

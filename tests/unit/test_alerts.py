@@ -145,7 +145,7 @@ def test_every_alerts_link_leads_to_its_runbook(rule: dict[str, Any]) -> None:
     for part in ("**Means:**", "**First:**", "**Then:**", "**Quiet:**"):
         assert part in text, part
     described = re.sub(r"\s+", " ", rule["annotations"]["description"])
-    first = re.search(r"```\n(kubectl \S+ \S+)", text)
+    first = re.search(r"```console[^\n]*\n\$ (kubectl \S+ \S+)", text)
     assert first is not None, "a first command"
     assert first[1] in described, "the one that the alert itself names"
 

@@ -76,11 +76,8 @@ def bounded(status: ReportStatus) -> tuple[ReportStatus, dict[str, int]]:
     }
     left_out = {name: len(getattr(status, name) or ()) - len(part or ()) for name, part in kept.items()}
     left_out["shared memory objects"] = max(0, len(objects) - OBJECTS_KEPT)
-    omitted = replace(
-        status.omitted,
-        tmpfs=status.omitted.tmpfs + left_out["tmpfs"],
-        containers=status.omitted.containers + left_out["containers"],
-    )
+    omitted = status.omitted.and_tmpfs(status.tmpfs[report.TMPFS_LISTED :])
+    omitted = omitted.and_containers(status.containers[report.CONTAINERS_LISTED :])
     shmem = status.shmem
     if shmem.objects is not None:
         shmem = replace(shmem, objects=objects[:OBJECTS_KEPT])
