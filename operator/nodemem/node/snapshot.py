@@ -7,8 +7,8 @@ A ``Collector`` keeps what makes the next snapshot cheap. It holds no opinion: f
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
@@ -18,9 +18,9 @@ from nodemem.kernel.procfs import Process, ProcessScan, ProcessTable
 from nodemem.kernel.shmem import Breakdown, Deep, Writer
 from nodemem.kernel.tmpfs import Inspection
 from nodemem.node import owners
-from nodemem.node.owners import ContainerRef, Owner, TmpfsOwner
-
-CGROUP_ROTATION = 5
+from nodemem.node.containers import Container as Container
+from nodemem.node.containers import ContainerTable
+from nodemem.node.owners import ContainerRef, KernelRef, Owner, TmpfsOwner
 
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
@@ -61,18 +61,9 @@ class KernelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A container's cgroup: ``cgroup`` None when it went away while it was read; ``pids`` of its whole subtree."""
-
-    ref: ContainerRef
-    path: str
-    cgroup: MemoryCgroup | None
-    pids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """``tmpfs_owners`` and ``inspections`` are by device; ``containers`` by container id."""
+    """``tmpfs_owners`` and ``inspections`` are by device; ``containers`` by container id; ``pods`` are the cgroups of
+    the containers' pods, by path."""
 
     observed_at: float
     page_size: int
@@ -90,6 +81,7 @@ class Snapshot:
     writers: Mapping[str, Sequence[Writer]]
     probe: oom.Probe
     unreadable: tuple[Unreadable, ...]
+    pods: Mapping[str, MemoryCgroup] = field(default_factory=dict)
 
     @property
     def processes(self) -> dict[int, Process]:
@@ -119,6 +111,30 @@ class _Attributed:
     used: Mapping[str, int]
 
 
+_OwnerOf = dict[str, tuple[str | None, Owner | None]]
+"""By the cgroup that a process is shown in: its path in the memory hierarchy, and whose it is."""
+
+
+class _ProcessOwners(Mapping[int, Owner | None]):
+    """Whose each process is, found when asked for: there are few cgroups and many processes."""
+
+    def __init__(self, processes: Mapping[int, Process], owner_of: _OwnerOf) -> None:
+        self._processes = processes
+        self._owner_of = owner_of
+
+    def __getitem__(self, pid: int) -> Owner | None:
+        process = self._processes[pid]
+        if process.kernel_thread:
+            return KernelRef()
+        return None if process.cgroup is None else self._owner_of[process.cgroup][1]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._processes)
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+
 class Collector:
     """``collect`` once for a report, or again and again: later scans re-read what changed. ``refresh`` in between.
 
@@ -138,9 +154,9 @@ class Collector:
         self._hierarchy = cgroups.discover(host)
         self._layout: meminfo.Layout | None = None
         self._probe: oom.Probe | None = None
-        self._cgroups: dict[str, MemoryCgroup] = {}
-        self._owned: tuple[dict[int, set[Owner]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
-        self._scans = 0
+        self._containers = ContainerTable(self._hierarchy, thrifty=thrift is not None)
+        self._owners: _OwnerOf = {}
+        self._owned: tuple[dict[int, set[str | None]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
 
     def collect(
         self,
@@ -161,13 +177,12 @@ class Collector:
         missing: list[Unreadable] = []
         progress("processes")
         scan = self._processes.scan(full=full)
-        paths = self._cgroup_paths(scan)
+        members = self._by_cgroup(scan)
         progress("mounts")
-        mounts = self._mounts.scan(scan.mount_namespaces())
+        namespaces = scan.mount_namespaces()
+        mounts = self._mounts.scan(namespaces)
         progress("cgroups")
-        containers = self._containers(paths)
-        self._cgroups = {each.path: each.cgroup for each in containers.values() if each.cgroup is not None}
-        self._scans += 1
+        containers, pods = self._containers.scan(members)
         found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
         inspections = {device: each.inspection for device, each in found.items()}
         progress("shared memory")
@@ -175,12 +190,9 @@ class Collector:
         breakdown = self._attribute(scan, mounts, memory, deep, inspections)
         memory = _with_mapped(memory, breakdown)
         writers = {device: each.writers for device, each in found.items() if each.writers is not None}
-        process_owners = {
-            pid: owners.process_owner(paths[pid], kernel_thread=process.kernel_thread, root=self._hierarchy.root)
-            for pid, process in scan.processes.items()
-        }
+        process_owners = _ProcessOwners(scan.processes, self._owners)
         host_namespace = self._host_namespace(scan)
-        tmpfs_owners = self._tmpfs_owners(scan, mounts, process_owners, host_namespace)
+        tmpfs_owners = self._tmpfs_owners(namespaces, scan, mounts, host_namespace)
         facts = self.facts()
         probe = self._probed(scan, memory.partition)
         return Snapshot(
@@ -207,6 +219,7 @@ class Collector:
                 *self._hierarchy.unreadable,
                 *breakdown.unreadable,
             ),
+            pods=pods,
         )
 
     def refresh(self, last: Snapshot) -> Snapshot:
@@ -220,22 +233,13 @@ class Collector:
         superblocks = {device: self._usage_again(each, now) for device, each in last.mounts.superblocks.items()}
         mounts = replace(last.mounts, superblocks=superblocks)
         breakdown = _carried(last.shmem, _used(last.mounts), memory.partition.shmem_bytes, _used(mounts))
-        containers = {}
-        for container_id, container in last.containers.items():
-            if container.cgroup is None:
-                continue
-            try:
-                cheap = self._hierarchy.read(container.path, cheap=True)
-            except FileNotFoundError:
-                continue
-            containers[container_id] = replace(container, cgroup=_updated(container.cgroup, cheap))
         return replace(
             last,
             observed_at=now,
             memory=_with_mapped(memory, breakdown),
             mounts=mounts,
             shmem=breakdown,
-            containers=containers,
+            containers=self._containers.refresh(last.containers),
         )
 
     def _measure(self) -> meminfo.Memory:
@@ -345,77 +349,59 @@ class Collector:
             )
         return self._probe
 
-    def _containers(self, paths: Mapping[int, str | None]) -> dict[str, Container]:
-        """Found by walking the hierarchy, so that containers without processes are there too; else by processes."""
-        root = self._hierarchy.root
-        found: dict[str, tuple[ContainerRef, str]] = {}
-
-        def inside_known(path: str) -> bool:
-            ref = owners.parse_cgroup(path, root)
-            return isinstance(ref, ContainerRef) and ref.container_id in found and found[ref.container_id][1] != path
-
-        # With thrift a walk each few scans does: a new container is known by its processes before.
-        walked = self._thrift is None or self._scans % CGROUP_ROTATION == 0
-        for path in self._hierarchy.walk(prune=inside_known) if walked else self._cgroups:
-            ref = owners.parse_cgroup(path, root)
-            if isinstance(ref, ContainerRef):
-                found.setdefault(ref.container_id, (ref, path))
-        pids: dict[str, list[int]] = {}
-        for pid, process_path in paths.items():
-            ref = owners.parse_cgroup(process_path, root) if process_path is not None else None
-            if isinstance(ref, ContainerRef):
-                found.setdefault(ref.container_id, (ref, process_path or ""))
-                pids.setdefault(ref.container_id, []).append(pid)
-        return {
-            container_id: Container(ref, path, self._read_cgroup(number, path), tuple(pids.get(container_id, ())))
-            for number, (container_id, (ref, path)) in enumerate(found.items())
-        }
-
-    def _cgroup_paths(self, scan: ProcessScan) -> dict[int, str | None]:
-        """Each process's path in the memory hierarchy: a reader in a cgroup namespace of its own is shown others."""
-        known: dict[str, str | None] = {}
-        paths: dict[int, str | None] = {}
+    def _by_cgroup(self, scan: ProcessScan) -> dict[str, list[int]]:
+        """The processes of each cgroup, by its path in the memory hierarchy: a reader in a cgroup namespace of its own
+        is shown others. Whose each shown path is is kept in ``_owners``."""
+        members: dict[str | None, list[int]] = {}
         for pid, process in scan.processes.items():
-            shown = process.cgroup
-            if shown is not None and shown not in known:
-                known[shown] = self._hierarchy.resolve(shown)
-            paths[pid] = None if shown is None else known[shown]
+            its = members.get(process.cgroup)
+            if its is None:
+                members[process.cgroup] = [pid]
+            else:
+                its.append(pid)
+        before, self._owners = self._owners, {}
+        paths: dict[str, list[int]] = {}
+        for shown, pids in members.items():
+            if shown is None:
+                continue
+            known = before.get(shown)
+            if known is None:
+                path = self._hierarchy.resolve(shown)
+                known = (path, owners.process_owner(path, root=self._hierarchy.root))
+            self._owners[shown] = known
+            if known[0] is not None:
+                paths.setdefault(known[0], []).extend(pids)
         return paths
 
-    def _read_cgroup(self, number: int, path: str) -> MemoryCgroup | None:
-        """With thrift, limits and events of a container that stays are as old as ``CGROUP_ROTATION`` scans at most."""
-        if self._hierarchy.memory_version is None:
-            return None
-        known = self._cgroups.get(path) if self._thrift is not None else None
-        try:
-            if known is not None and number % CGROUP_ROTATION != self._scans % CGROUP_ROTATION:
-                return _updated(known, self._hierarchy.read(path, cheap=True))
-            return self._hierarchy.read(path)
-        except FileNotFoundError:
-            return None
-
     def _tmpfs_owners(
-        self,
-        scan: ProcessScan,
-        mounts: MountScan,
-        process_owners: Mapping[int, Owner | None],
-        host_namespace: int | None,
+        self, namespaces: Mapping[int, Sequence[int]], scan: ProcessScan, mounts: MountScan, host_namespace: int | None
     ) -> dict[str, TmpfsOwner]:
-        """Decided anew where a tmpfs is mounted elsewhere than before (a new list is made then), or processes moved."""
-        by_namespace: dict[int, set[Owner]] = {}
-        for namespace, pids in scan.mount_namespaces().items():
-            by_namespace[namespace] = {owner for pid in pids if (owner := process_owners.get(pid)) is not None}
-        namespaces_before, before = self._owned
-        if by_namespace != namespaces_before:
-            before = {}
+        """Decided anew where a tmpfs is mounted elsewhere than before (a new list is made then), or where in a mount
+        namespace that has it mounted there are processes of other cgroups than before."""
+        processes = scan.processes
+        cgroups_before, before = self._owned
+        cgroups = {namespace: {processes[pid].cgroup for pid in pids} for namespace, pids in namespaces.items()}
+        changed = {namespace for namespace, its in cgroups.items() if its != cgroups_before.get(namespace)}
+        changed |= cgroups_before.keys() - cgroups.keys()
+        by_namespace: dict[int, set[Owner]] | None = None
         now: dict[str, tuple[list[MountPoint], TmpfsOwner]] = {}
         for device, superblock in mounts.superblocks.items():
             known = before.get(device)
-            if known is None or known[0] is not superblock.mounts:
+            if (
+                known is None
+                or known[0] is not superblock.mounts
+                or (changed and any(point.namespace in changed for point in superblock.mounts))
+            ):
+                if by_namespace is None:
+                    by_namespace = {namespace: self._owners_in(its) for namespace, its in cgroups.items()}
                 known = (superblock.mounts, owners.classify(superblock, by_namespace, host_namespace))
             now[device] = known
-        self._owned = (by_namespace, now)
+        self._owned = (cgroups, now)
         return {device: owner for device, (_, owner) in now.items()}
+
+    def _owners_in(self, cgroups: Iterable[str | None]) -> set[Owner]:
+        found = (self._owners[shown][1] for shown in cgroups if shown is not None)
+        return {owner for owner in found if owner is not None}
 
     def _host_namespace(self, scan: ProcessScan) -> int | None:
         """The mount namespace of init; of this process, where init's can't be read."""
@@ -481,19 +467,6 @@ def _with_mapped(memory: meminfo.Memory, breakdown: Breakdown) -> meminfo.Memory
         return memory
     mapped = min(breakdown.mapped_estimate_bytes, memory.partition.shmem_bytes)
     return replace(memory, partition=replace(memory.partition, mapped_shmem_bytes=mapped, mapped_shmem_error_bytes=0))
-
-
-def _updated(cgroup: MemoryCgroup, cheap: MemoryCgroup) -> MemoryCgroup:
-    """A full read with the figures of a later cheap one."""
-    return replace(
-        cgroup,
-        usage_bytes=cheap.usage_bytes,
-        anon_bytes=cheap.anon_bytes,
-        file_bytes=cheap.file_bytes,
-        shmem_bytes=cheap.shmem_bytes,
-        swap_usage_bytes=cgroup.swap_usage_bytes if cheap.swap_usage_bytes is None else cheap.swap_usage_bytes,
-        kernel_bytes=cgroup.kernel_bytes if cheap.kernel_bytes is None else cheap.kernel_bytes,
-    )
 
 
 def _worth_inspecting(mounts: MountScan, count: int, least_bytes: int) -> list[Superblock]:
