@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -76,6 +76,56 @@ def split_line(line: bytes) -> tuple[list[bytes], list[bytes]] | None:
     if len(head[0]) > 20 or len(head[1]) > 20:
         return None
     return head, tail
+
+
+class Line(NamedTuple):
+    """A line of mountinfo without its two ids: alike in many namespaces. ``path`` is still escaped."""
+
+    device: bytes
+    root: bytes
+    path: bytes
+    options: bytes
+    fstype: bytes
+    source: bytes
+    super_options: bytes
+
+
+class Row(NamedTuple):
+    mount_id: bytes
+    parent_id: bytes
+    line: Line
+
+
+def parse_rows(data: bytes, known: dict[bytes, Line | None]) -> tuple[list[Row], int]:
+    """The same as ``parse_mountinfo`` with nothing converted, and the number of broken lines.
+
+    ``known`` spares the parsing of lines that another namespace had: give the same dictionary for all of them.
+    """
+    rows: list[Row] = []
+    broken = 0
+    for text in data.split(b"\n"):
+        if not text:
+            continue
+        parts = text.split(b" ", 2)
+        if len(parts) == 3 and parts[0].isdigit() and parts[1].isdigit() and len(parts[0]) <= 20 >= len(parts[1]):
+            mount_id, parent_id, rest = parts
+            if rest in known:
+                line = known[rest]
+            else:
+                line = known[rest] = _parse_line(text)
+            if line is not None:
+                rows.append(Row(mount_id, parent_id, line))
+                continue
+        broken += 1
+    return rows, broken
+
+
+def _parse_line(text: bytes) -> Line | None:
+    fields = split_line(text)
+    if fields is None:
+        return None
+    head, tail = fields
+    return Line(head[2], head[3], head[4], head[5], tail[0], tail[1], b" ".join(tail[2:]))
 
 
 class MountNode(NamedTuple):
@@ -199,3 +249,75 @@ class MountTree:
                 found[below] = mount_id
                 below = self.nodes[below].parent_id
         return found
+
+
+_UNSURE = b""
+_DEEP = 64
+
+
+class QuickLook:
+    """``MountTree.look`` where the answer is plain, in a tenth of the time: every mount on the way is the only one at
+    its path, or the top of a stack, and its parent is the next one above. That is almost every mount of a container."""
+
+    def __init__(self, rows: Sequence[Row], trusted_root: bool = False) -> None:
+        self._rows = {row.mount_id: row for row in rows}
+        self._torn = len(self._rows) != len(rows)
+        self._trusted_root = trusted_root
+        self._at: dict[bytes, bytes] = {}
+        self._known: dict[bytes, tuple[str | None] | None] = {}
+        stacks: dict[bytes, set[bytes]] = {}
+        for mount_id, row in self._rows.items():
+            path = row.line.path
+            other = self._at.setdefault(path, mount_id)
+            if other != mount_id:
+                stacks.setdefault(path, {other}).add(mount_id)
+        for path, stack in stacks.items():
+            self._at[path] = _UNSURE if path == b"/" else self._top(stack)
+
+    def _top(self, stack: set[bytes]) -> bytes:
+        below = {parent for each in stack if (parent := self._rows[each].parent_id) in stack}
+        tops = stack - below
+        # One on the other, in a single line: each but the lowest has its parent in the stack, and no two the same one.
+        return tops.pop() if len(tops) == 1 and len(below) == len(stack) - 1 and len(stack) < _DEEP else _UNSURE
+
+    def look(self, mount_id: bytes) -> tuple[bool, str | None] | None:
+        """(hidden, what on the way may hang); None: ask a ``MountTree``."""
+        path = self._rows[mount_id].line.path
+        if self._torn or path.count(b"/") > _DEEP:
+            return None
+        way = self._way(mount_id)
+        return None if way is None else (self._at[path] != mount_id, way[0])
+
+    def _way(self, mount_id: bytes) -> tuple[str | None] | None:
+        """What may hang on a way that leads here; None where it isn't plain that one does."""
+        if mount_id not in self._known:
+            self._known[mount_id] = None  # what a torn mountinfo's circle comes back to
+            self._known[mount_id] = self._find_way(mount_id)
+        return self._known[mount_id]
+
+    def _find_way(self, mount_id: bytes) -> tuple[str | None] | None:
+        _, parent_id, line = self._rows[mount_id]
+        path, at = line.path, self._at
+        if at[path] == _UNSURE:
+            return None
+        parent = self._rows.get(parent_id)
+        if path == b"/":
+            return (None,) if parent is None or parent_id == mount_id else None
+        if parent is None:
+            return None
+        if parent.line.path != path:
+            above = path
+            while True:
+                above = above[: above.rfind(b"/")] or b"/"
+                if above in at:
+                    break
+                if above == b"/":
+                    return None
+            if at[above] != parent_id:
+                return None
+        way = self._way(parent_id)
+        if way is None or way[0] is not None or parent.line.fstype in LOCAL:
+            return way
+        if self._trusted_root and parent.line.path == b"/":
+            return way
+        return (f"{unescape(parent.line.fstype)} at {unescape(parent.line.path)}",)

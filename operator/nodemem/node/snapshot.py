@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock
+from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock, is_quiet
 from nodemem.kernel.procfs import Process, ProcessScan, ProcessTable
 from nodemem.kernel.shmem import Breakdown, Deep, Writer
 from nodemem.kernel.tmpfs import Inspection
@@ -33,13 +33,16 @@ class Thrift:
 
     What was found stays in use up to ``max_age_seconds``; files while their tmpfs holds the same within
     ``moved_share`` and ``moved_bytes`` (both have to be passed), shared memory while no more than ``moved_bytes`` of
-    Shmem came without being in a tmpfs.
+    Shmem came without being in a tmpfs. Mounts that containers made, and tmpfs that hold little, are looked at in turn
+    (``MountTable.scan`` sparing), and all at once when ``unexplained_bytes`` of Shmem came or went that are in none of
+    the others.
     """
 
     max_age_seconds: float = 600.0
     moved_share: float = 0.05
     moved_bytes: int = 64 << 20
     inspect_at_least_bytes: int = 64 << 20
+    unexplained_bytes: int = 16 << 20
 
     def moved(self, before: int | None, now: int | None) -> bool:
         if before is None or now is None:
@@ -154,6 +157,7 @@ class Collector:
         self._hierarchy = cgroups.discover(host)
         self._layout: meminfo.Layout | None = None
         self._probe: oom.Probe | None = None
+        self._beside_tmpfs: int | None = None
         self._containers = ContainerTable(self._hierarchy, thrifty=thrift is not None)
         self._owners: _OwnerOf = {}
         self._owned: tuple[dict[int, set[str | None]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
@@ -180,13 +184,12 @@ class Collector:
         members = self._by_cgroup(scan)
         progress("mounts")
         namespaces = scan.mount_namespaces()
-        mounts = self._mounts.scan(namespaces)
+        mounts, memory = self._mounts_and_memory(namespaces)
         progress("cgroups")
         containers, pods = self._containers.scan(members)
         found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
         inspections = {device: each.inspection for device, each in found.items()}
         progress("shared memory")
-        memory = self._measure()
         breakdown = self._attribute(scan, mounts, memory, deep, inspections)
         memory = _with_mapped(memory, breakdown)
         writers = {device: each.writers for device, each in found.items() if each.writers is not None}
@@ -230,8 +233,18 @@ class Collector:
         """
         now = self._host.now()
         memory = self._measure()
-        superblocks = {device: self._usage_again(each, now) for device, each in last.mounts.superblocks.items()}
+        spared = self._thrift is not None
+        superblocks = {
+            device: each if spared and is_quiet(each) else self._usage_again(each, now)
+            for device, each in last.mounts.superblocks.items()
+        }
         mounts = replace(last.mounts, superblocks=superblocks)
+        if spared and self._came_unexplained(mounts, memory):
+            superblocks = {
+                device: self._usage_again(each, now) if is_quiet(each) else each for device, each in superblocks.items()
+            }
+            mounts = replace(mounts, superblocks=superblocks)
+            self._beside_tmpfs = _beside_tmpfs(mounts, memory)
         breakdown = _carried(last.shmem, _used(last.mounts), memory.partition.shmem_bytes, _used(mounts))
         return replace(
             last,
@@ -241,6 +254,22 @@ class Collector:
             shmem=breakdown,
             containers=self._containers.refresh(last.containers),
         )
+
+    def _mounts_and_memory(self, namespaces: Mapping[int, Sequence[int]]) -> tuple[MountScan, meminfo.Memory]:
+        """With thrift a sparing scan first; what that may have missed shows in Shmem."""
+        if self._thrift is not None and self._beside_tmpfs is not None:
+            mounts, memory = self._mounts.scan(namespaces, sparing=True), self._measure()
+            if not self._came_unexplained(mounts, memory):
+                return mounts, memory
+        mounts, memory = self._mounts.scan(namespaces), self._measure()
+        self._beside_tmpfs = _beside_tmpfs(mounts, memory)
+        return mounts, memory
+
+    def _came_unexplained(self, mounts: MountScan, memory: meminfo.Memory) -> bool:
+        """Whether Shmem that no tmpfs is known to hold has moved since each was last asked."""
+        if self._thrift is None or self._beside_tmpfs is None:
+            return True
+        return abs(_beside_tmpfs(mounts, memory) - self._beside_tmpfs) > self._thrift.unexplained_bytes
 
     def _measure(self) -> meminfo.Memory:
         try:
@@ -444,6 +473,10 @@ class Collector:
             oom_kill_allocating_task=None if allocating is None else allocating != 0,
             swappiness=number("sys/vm/swappiness"),
         )
+
+
+def _beside_tmpfs(mounts: MountScan, memory: meminfo.Memory) -> int:
+    return memory.partition.shmem_bytes - sum(_used(mounts).values())
 
 
 def _used(mounts: MountScan) -> dict[str, int]:
