@@ -178,10 +178,21 @@ class Hierarchy:
     def usage(self, path: str) -> int | None:
         """``usage_bytes`` alone. Raises FileNotFoundError when the cgroup is gone."""
         place = self._place(path)
+        try:
+            return int(self.host.read_small(f"{place}/{self._usage_name}"))
+        except (OSError, ValueError):
+            pass  # the slow way knows why
         used = self._number(place, self._usage_name)
         if used is None:
             self._must_exist(place)
         return used
+
+    def limit(self, path: str) -> int | None:
+        """``limit_bytes`` alone; None also where it can't be read, or the cgroup is gone."""
+        place = self._place(path)
+        if self.memory_version == "v1":
+            return _v1_limit(self._number(place, "memory.limit_in_bytes"))
+        return self._number(place, "memory.max")
 
     def scan(
         self, top: str | None = None, *, prune: Callable[[str], bool] | None = None, cheap: bool = False

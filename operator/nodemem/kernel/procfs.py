@@ -324,7 +324,7 @@ class ProcessTable:
                     # statm before status: a change in between is then noticed by the next scan.
                     statm = b"" if seen.process.kernel_thread else read(f"{proc}/{name}/statm")
                     settling = max(seen.settling - 1, 0)
-                    seen = self._read(pid, name, inode)
+                    seen = self._read(pid, name, inode, None if full else seen.process)
                     seen.statm, seen.settling = statm, settling
                 elif not seen.process.kernel_thread:
                     statm = read(f"{proc}/{name}/statm")
@@ -363,8 +363,8 @@ class ProcessTable:
         """
         proc = self._host.proc
         try:
-            found = self._host.observe(f"pids {proc}", lambda: _pids(proc))
-            return {str(name): int(inode) for name, inode in found.items()}, True
+            found: dict[str, int] = self._host.observe(f"pids {proc}", lambda: _pids(proc))
+            return found, True
         except FileNotFoundError:
             names = [name for name in self._host.listdir(proc) if name.isdecimal() and name.isascii()]
             return dict.fromkeys(sorted(names, key=int), 0), False
@@ -390,17 +390,22 @@ class ProcessTable:
         )
         return seen
 
-    def _read(self, pid: int, name: str, inode: int) -> _Seen:
-        """Everything of one process.
+    def _read(self, pid: int, name: str, inode: int, known: Process | None = None) -> _Seen:
+        """Everything of one process; ``known`` to be the same as then, its start time needn't be asked again.
 
         Raises FileNotFoundError or ProcessLookupError if it is gone, another OSError if refused, or MalformedError.
         """
         host = self._host
         base = f"{host.proc}/{name}"
-        stat = parse_stat(host.read_small(base + "/stat"))
-        if stat.flags & _PF_KTHREAD:
-            return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
-        if stat.state not in "ZX":
+        stat: Stat | None = None
+        if known is None or known.kernel_thread or not known.has_mm:
+            stat = parse_stat(host.read_small(base + "/stat"))
+            if stat.flags & _PF_KTHREAD:
+                return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
+            started = stat.start_time_ticks
+        else:
+            started = known.start_time_ticks
+        if stat is None or stat.state not in "ZX":
             try:
                 # In the order of _read_carefully, and for the reason given there.
                 adj = int(host.read_small(base + "/oom_score_adj"))
@@ -413,8 +418,10 @@ class ProcessTable:
             else:
                 if status.has_mm and len(membership) < _SMALL:
                     comm, cgroup = os.fsdecode(status.comm), self._cgroup(membership)
-                    process = _process(pid, stat.start_time_ticks, comm, status, adj, cgroup, mnt_ns, ipc_ns)
+                    process = _process(pid, started, comm, status, adj, cgroup, mnt_ns, ipc_ns)
                     return _Seen(inode, process, b"", SETTLING, False, ())
+        if stat is None:
+            stat = parse_stat(host.read_small(base + "/stat"))
         return self._read_carefully(pid, base, inode, stat)
 
     def _read_carefully(self, pid: int, base: str, inode: int, stat: Stat) -> _Seen:

@@ -12,7 +12,10 @@ from nodemem.node import owners
 from nodemem.node.owners import ContainerRef, PodRef
 
 ROTATION = 5
-"""With thrift a cgroup is read completely once in so many scans, and the hierarchy is walked as often."""
+"""With thrift the limit and memory.stat of a cgroup are read in so many scans, and the hierarchy is walked as often."""
+
+SETTINGS_ROTATION = 10
+"""... and everything else: events, swappiness, what else limits it."""
 
 SETTLING = 2
 """So many further scans read a new cgroup completely: runtimes make it first and write the limits then."""
@@ -60,7 +63,8 @@ class ContainerTable:
     - Usage: always current.
     - Anonymous, file, shmem, kernel and swap (memory.stat): current where usage moved by 1 MiB and 2 % since they were
       read, and from 80 % of the limit on; else at most ``ROTATION`` scans old.
-    - Limits, events, swappiness: at most ``ROTATION`` scans old; current in the first scans of a container.
+    - The limit: at most ``ROTATION`` scans old. Events, swappiness, limits of swap: ``SETTINGS_ROTATION``. All of it is
+      current in the first scans of a container.
     - A pod without a limit: at most ``ROTATION`` scans old in everything.
     - Which containers there are: current for those with processes; an empty one is found within ``ROTATION`` scans.
 
@@ -158,11 +162,15 @@ class ContainerTable:
             if known is None:
                 self._made += 1
                 cgroup = self._hierarchy.read(path)
-                known = _Known(cgroup, cgroup.usage_bytes, self._made % ROTATION)
-            elif not self._thrifty or known.settling or self._scans % ROTATION == known.turn:
+                known = _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
+            elif not self._thrifty or known.settling or self._scans % SETTINGS_ROTATION == known.turn:
                 known.cgroup = self._hierarchy.read(path)
                 known.split_at = known.cgroup.usage_bytes
                 known.settling = max(0, known.settling - 1)
+            elif self._scans % ROTATION == known.turn % ROTATION:
+                cheap = self._hierarchy.read(path, cheap=True)
+                known.split_at = cheap.usage_bytes
+                known.cgroup = _merged(known.cgroup, cheap, limit_bytes=self._hierarchy.limit(path))
             elif not of_pod or known.cgroup.limit_bytes is not None:
                 self._update(path, known)
         except FileNotFoundError:
@@ -177,9 +185,9 @@ class ContainerTable:
         if _may_have_shifted(used, known.split_at, cgroup.limit_bytes):
             cheap = self._hierarchy.read(path, cheap=True)
             known.split_at = cheap.usage_bytes
-            known.cgroup = _merged(cgroup, cheap)
+            known.cgroup = _merged(cgroup, cheap, limit_bytes=cgroup.limit_bytes)
         elif used != cgroup.usage_bytes:
-            known.cgroup = _merged(cgroup, cgroup, used)
+            known.cgroup = _merged(cgroup, cgroup, used=used, limit_bytes=cgroup.limit_bytes)
         return known.cgroup
 
 
@@ -192,7 +200,9 @@ def _may_have_shifted(used: int | None, then: int | None, limit: int | None) -> 
     return abs(used - then) > max(_MOVED_BYTES, then // _MOVED_SHARE)
 
 
-def _merged(cgroup: MemoryCgroup, cheap: MemoryCgroup, used: int | None = None) -> MemoryCgroup:
+def _merged(
+    cgroup: MemoryCgroup, cheap: MemoryCgroup, *, limit_bytes: int | None, used: int | None = None
+) -> MemoryCgroup:
     """``cgroup`` with the figures of a later cheap read; ``used``: with that usage instead of its own."""
     return MemoryCgroup(
         cgroup.path,
@@ -203,7 +213,7 @@ def _merged(cgroup: MemoryCgroup, cheap: MemoryCgroup, used: int | None = None) 
         cheap.shmem_bytes,
         cgroup.swap_usage_bytes if cheap.swap_usage_bytes is None else cheap.swap_usage_bytes,
         cgroup.kernel_bytes if cheap.kernel_bytes is None else cheap.kernel_bytes,
-        cgroup.limit_bytes,
+        limit_bytes,
         cgroup.high_bytes,
         cgroup.swap_limit_bytes,
         cgroup.memsw_limit_bytes,
