@@ -13,7 +13,10 @@ from typing import NamedTuple
 from nodemem.kernel.host import Host, Unreadable
 
 ROTATION = 10
-"""A scan re-reads everything of every ROTATIONth process; in this many scans each process has had its turn."""
+"""A scan looks closer at every ROTATIONth process; in this many scans each process has had its turn."""
+
+STATUS_TURNS = 3
+"""Of so many turns one reads status, too, where statm says that memory is as it was."""
 
 SETTLING = 2
 """So many further scans re-read everything of a process first seen: runtimes exec, move it to its cgroup, set its
@@ -276,9 +279,10 @@ class ProcessTable:
     - Which processes exist, and that no value is an earlier process's with the same pid: always current.
     - Where the kernel's ``statm`` changed (pages: virtual, resident, resident file and shmem, data), ``status`` is read
       again: memory by kind, swap, page tables, hugetlb, threads, state, comm, uid, ppid.
-    - What can change while statm stays as it was is at most ``ROTATION`` scans old: ``oom_score_adj``, cgroup and
-      namespaces; comm, uid, ppid, threads, state (but for death, which empties statm); page tables of memory only read
-      and never written; one kind of page for another, as in a swap-out made up for by a swap-in.
+    - What can change while statm stays as it was: ``oom_score_adj``, cgroup and namespaces are at most ``ROTATION``
+      scans old. Three times as old (``STATUS_TURNS``): comm, uid, ppid, threads, state (but for death, which empties
+      statm); page tables of memory only read and never written; one kind of page for another, as in a swap-out made up
+      for by a swap-in.
     - In its first 1 + ``SETTLING`` scans a process is read completely, and so it is when its comm or uid is seen to
       change. ``scan(full=True)`` reads everything of every process.
 
@@ -303,6 +307,7 @@ class ProcessTable:
         vanished = 0
         # A rotation by pid, not by place in the listing: every pid gets its turn, whoever comes and goes.
         turn = self._scans % ROTATION
+        whole = self._scans // ROTATION % STATUS_TURNS
         self._scans += 1
         try:
             listing, identified = self._listing()
@@ -324,8 +329,11 @@ class ProcessTable:
                     # statm before status: a change in between is then noticed by the next scan.
                     statm = b"" if seen.process.kernel_thread else read(f"{proc}/{name}/statm")
                     settling = max(seen.settling - 1, 0)
-                    seen = self._read(pid, name, inode, None if full else seen.process)
-                    seen.statm, seen.settling = statm, settling
+                    if full or seen.settling or statm != seen.statm or pid // ROTATION % STATUS_TURNS == whole:
+                        seen = self._read(pid, name, inode, None if full else seen.process)
+                        seen.statm, seen.settling = statm, settling
+                    else:
+                        self._check(seen, pid, name)
                 elif not seen.process.kernel_thread:
                     statm = read(f"{proc}/{name}/statm")
                     if statm != seen.statm or seen.restless:
@@ -389,6 +397,23 @@ class ProcessTable:
             pid, was.start_time_ticks, comm, status, was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns
         )
         return seen
+
+    def _check(self, seen: _Seen, pid: int, name: str) -> None:
+        """What can change while the memory stays, and decides something: oom_score_adj, cgroup, namespaces."""
+        was = seen.process
+        if was.kernel_thread or not was.has_mm or seen.restless or seen.denied:
+            again = self._read(pid, name, seen.inode)
+            seen.process, seen.restless, seen.denied = again.process, again.restless, again.denied
+            return
+        host = self._host
+        base = f"{host.proc}/{name}"
+        adj = int(host.read_small(base + "/oom_score_adj"))
+        membership = host.read_small(base + "/cgroup")
+        cgroup = self._cgroup(membership if len(membership) < _SMALL else host.read(base + "/cgroup"))
+        mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
+        ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
+        if (adj, cgroup, mnt_ns, ipc_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns):
+            seen.process = self._read(pid, name, seen.inode).process
 
     def _read(self, pid: int, name: str, inode: int, known: Process | None = None) -> _Seen:
         """Everything of one process; ``known`` to be the same as then, its start time needn't be asked again.

@@ -14,8 +14,8 @@ from nodemem.node.owners import ContainerRef, PodRef
 ROTATION = 5
 """With thrift the limit and memory.stat of a cgroup are read in so many scans, and the hierarchy is walked as often."""
 
-SETTINGS_ROTATION = 10
-"""... and everything else: events, swappiness, what else limits it."""
+SETTINGS_ROTATION = 20
+"""... and what hardly ever changes while a container runs: swappiness, the limits of swap, who is killed; events."""
 
 SETTLING = 2
 """So many further scans read a new cgroup completely: runtimes make it first and write the limits then."""
@@ -83,19 +83,20 @@ class ContainerTable:
     def scan(self, members: Mapping[str, Iterable[int]]) -> tuple[dict[str, Container], dict[str, MemoryCgroup]]:
         """Containers by id and the cgroups of their pods by path. ``members``: path in the hierarchy -> processes."""
         self._scans += 1
-        root = self._hierarchy.root
-        found = (
-            self._walk()
-            if not self._thrifty or self._scans % ROTATION == 0
-            else {each.ref.container_id: (each.ref, path) for path, each in self._before.items()}
-        )
+        if self._thrifty and self._scans % ROTATION:
+            found = {container_id: (each.ref, each.path) for container_id, each in self._before.items()}
+        else:
+            found = self._walk()
         pids: dict[str, list[int]] = {}
         for path, its in members.items():
-            ref = owners.parse_cgroup(path, root)
+            ref = owners.parse_cgroup(path, self._hierarchy.root)
             if isinstance(ref, ContainerRef):
                 if ref.container_id not in found:
                     found[ref.container_id] = (ref, self._top(path, ref))
-                pids.setdefault(ref.container_id, []).extend(its)
+                if ref.container_id in pids:
+                    pids[ref.container_id] = sorted([*pids[ref.container_id], *its])
+                else:
+                    pids[ref.container_id] = list(its)
         before, self._before = self._before, {}
         known, self._known = self._known, {}
         pod_of, self._pod_of = self._pod_of, {}
@@ -103,13 +104,13 @@ class ContainerTable:
         pods: dict[str, MemoryCgroup] = {}
         for container_id, (ref, path) in found.items():
             cgroup = self._look(path, known.get(path))
-            its_pids = tuple(sorted(pids.get(container_id, ())))
-            old = before.get(path)
-            if old is None or old.cgroup is not cgroup or old.pids != its_pids:
+            its_pids = tuple(pids.get(container_id, ()))
+            old = before.get(container_id)
+            if old is None or old.cgroup is not cgroup or old.pids != its_pids or old.path != path:
                 old = Container(ref, path, cgroup, its_pids)
             containers[container_id] = old
             if cgroup is not None:
-                self._before[path] = old
+                self._before[container_id] = old
             pod = pod_of[path] if path in pod_of else pod_path(self._hierarchy, ref, path)
             self._pod_of[path] = pod
             if pod is not None and pod not in pods and (of_pod := self._look(pod, known.get(pod), True)) is not None:
