@@ -2,7 +2,9 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -78,16 +80,18 @@ def split_line(line: bytes) -> tuple[list[bytes], list[bytes]] | None:
     return head, tail
 
 
-class Line(NamedTuple):
-    """A line of mountinfo without its two ids: alike in many namespaces. ``path`` is still escaped."""
+@dataclass(slots=True)
+class Line:
+    """A line of mountinfo without its two ids: alike in many namespaces, and read once for all of them.
 
-    device: bytes
-    root: bytes
+    ``path`` is still escaped. ``words``: device, filesystem, source, its options, mount point, root and mount options
+    as strings, of the filesystems in memory only.
+    """
+
     path: bytes
-    options: bytes
+    root: bytes
     fstype: bytes
-    source: bytes
-    super_options: bytes
+    words: tuple[str, str, str, str, str, str, str] | None
 
 
 class Row(NamedTuple):
@@ -125,7 +129,19 @@ def _parse_line(text: bytes) -> Line | None:
     if fields is None:
         return None
     head, tail = fields
-    return Line(head[2], head[3], head[4], head[5], tail[0], tail[1], b" ".join(tail[2:]))
+    words = None
+    if tail[0] in MEMORY_FILESYSTEMS or (tail[0] == b"nsfs" and head[3].startswith(b"mnt:[")):
+        intern = sys.intern  # hundreds of namespaces share the same few strings
+        words = (
+            intern(head[2].decode("ascii")),
+            intern(os.fsdecode(tail[0])),
+            intern(unescape(tail[1])),
+            intern(os.fsdecode(b" ".join(tail[2:]))),
+            intern(unescape(head[4])),
+            intern(unescape(head[3])),
+            intern(os.fsdecode(head[5])),
+        )
+    return Line(head[4], head[3], tail[0], words)
 
 
 class MountNode(NamedTuple):

@@ -14,7 +14,6 @@ between mountinfo and look-up.
 
 import errno
 import os
-import sys
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ from typing import Any, NamedTuple
 from nodemem.kernel import mountusage
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
 from nodemem.kernel.mountinfo import (
-    MEMORY_FILESYSTEMS,
     Line,
     MountNode,
     MountTree,
     QuickLook,
     Row,
     parse_rows,
-    unescape,
 )
 from nodemem.kernel.mountinfo import Mount as Mount
 from nodemem.kernel.mountinfo import parse_mountinfo as parse_mountinfo
@@ -128,40 +125,23 @@ def _parse_view(
     view = _View(key, [], [], broken)
     quick = QuickLook(rows, trusted_root)
     tree: MountTree | None = None
-    intern = sys.intern  # hundreds of namespaces share the same few strings
     for row in rows:
         line = row.line
-        kept = line.fstype == b"nsfs" and line.root.startswith(b"mnt:[")
-        if not kept and line.fstype not in MEMORY_FILESYSTEMS:
+        words = line.words
+        if words is None:
             continue
         seen = quick.look(row.mount_id)
         if seen is None:
             tree = tree or _tree(rows, trusted_root)
             seen = tree.look(int(row.mount_id))
         hidden, behind = seen
-        point = MountPoint(
-            namespace,
-            intern(unescape(line.path)),
-            intern(unescape(line.root)),
-            int(row.mount_id),
-            int(row.parent_id),
-            intern(os.fsdecode(line.options)),
-            hidden,
-            behind,
-        )
-        if kept:
-            if (inode := line.root[5:-1]).isdigit():
+        device, fstype, source, super_options, path, root, options = words
+        point = MountPoint(namespace, path, root, int(row.mount_id), int(row.parent_id), options, hidden, behind)
+        if fstype == "nsfs":
+            if (inode := root[5:-1]).isdigit():
                 view.kept.append((int(inode), point))
-            continue
-        view.entries.append(
-            (
-                intern(line.device.decode("ascii")),
-                intern(line.fstype.decode("ascii")),
-                intern(unescape(line.source)),
-                intern(os.fsdecode(line.super_options)),
-                point,
-            )
-        )
+        else:
+            view.entries.append((device, fstype, source, super_options, point))
     return view
 
 

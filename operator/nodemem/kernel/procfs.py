@@ -43,12 +43,12 @@ class Process:
     0, and ``cgroup`` may already be the root. ``oom_score_adj``, ``cgroup``, ``mnt_ns`` and ``ipc_ns`` are None for
     kernel threads (never asked), where the kernel has no such file, and where it refuses it (``ProcessScan.unreadable``
     says so then). ``cgroup`` is the path in the hierarchy that has the memory controller. ``uid`` is the real one.
-    ``start_time_ticks`` counts from boot in units of ``Host.clock_ticks``.
+    ``start_time_ticks`` counts from boot in units of ``Host.clock_ticks``; None after a hurried first look.
     """
 
     pid: int
     ppid: int
-    start_time_ticks: int
+    start_time_ticks: int | None
     comm: str
     state: str
     uid: int
@@ -296,8 +296,11 @@ class ProcessTable:
         self._status = StatusParser()
         self._cgroups: dict[bytes, str | None] = {}
 
-    def scan(self, full: bool = False) -> ProcessScan:
-        """One pass over /proc. Raises nothing: what can't be read is in the result."""
+    def scan(self, full: bool = False, *, hurried: bool = False) -> ProcessScan:
+        """One pass over /proc. Raises nothing: what can't be read is in the result.
+
+        ``hurried`` leaves out when the processes seen for the first time were started; the next scan has it.
+        """
         host = self._host
         read = host.read_small
         proc = host.proc
@@ -324,7 +327,7 @@ class ProcessTable:
                 if seen is not None and seen.inode != inode and not self._same(seen, name, inode):
                     seen = None
                 if seen is None:
-                    seen = self._read(pid, name, inode)
+                    seen = self._read(pid, name, inode, hurried=hurried and identified)
                 elif full or seen.settling or pid % ROTATION == turn:
                     # statm before status: a change in between is then noticed by the next scan.
                     statm = b"" if seen.process.kernel_thread else read(f"{proc}/{name}/statm")
@@ -415,7 +418,7 @@ class ProcessTable:
         if (adj, cgroup, mnt_ns, ipc_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns):
             seen.process = self._read(pid, name, seen.inode).process
 
-    def _read(self, pid: int, name: str, inode: int, known: Process | None = None) -> _Seen:
+    def _read(self, pid: int, name: str, inode: int, known: Process | None = None, *, hurried: bool = False) -> _Seen:
         """Everything of one process; ``known`` to be the same as then, its start time needn't be asked again.
 
         Raises FileNotFoundError or ProcessLookupError if it is gone, another OSError if refused, or MalformedError.
@@ -423,13 +426,14 @@ class ProcessTable:
         host = self._host
         base = f"{host.proc}/{name}"
         stat: Stat | None = None
-        if known is None or known.kernel_thread or not known.has_mm:
+        started: int | None = None
+        if known is not None and known.start_time_ticks is not None and known.has_mm:
+            started = known.start_time_ticks
+        elif not hurried:
             stat = parse_stat(host.read_small(base + "/stat"))
             if stat.flags & _PF_KTHREAD:
                 return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
             started = stat.start_time_ticks
-        else:
-            started = known.start_time_ticks
         if stat is None or stat.state not in "ZX":
             try:
                 # In the order of _read_carefully, and for the reason given there.
@@ -447,6 +451,8 @@ class ProcessTable:
                     return _Seen(inode, process, b"", SETTLING, False, ())
         if stat is None:
             stat = parse_stat(host.read_small(base + "/stat"))
+            if stat.flags & _PF_KTHREAD:
+                return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
         return self._read_carefully(pid, base, inode, stat)
 
     def _read_carefully(self, pid: int, base: str, inode: int, stat: Stat) -> _Seen:
@@ -597,7 +603,7 @@ def _kernel_thread(pid: int, stat: Stat) -> Process:
 
 def _process(
     pid: int,
-    start_time_ticks: int,
+    start_time_ticks: int | None,
     comm: str,
     status: Status,
     oom_score_adj: int | None,

@@ -20,7 +20,7 @@ to processes that can't be read.
 import errno
 import os
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -30,12 +30,13 @@ from nodemem.kernel.mounts import MountScan, Superblock
 from nodemem.kernel.procfs import Process
 
 Kind = Literal["sysv", "memfd", "sharedAnonymous", "deletedOpen", "kernelInternal"]
-Deep = Literal["auto", "always", "never"]
+Deep = Literal["auto", "always", "never", "spare"]
 
 _BLOCK = 512
 _DELETED = " (deleted)"
 _UNEXPLAINED_SHARE = 100  # a hundredth of Shmem, or
-_UNEXPLAINED_BYTES = 1 << 20  # this much, is worth looking at the descriptors of all processes
+UNEXPLAINED_BYTES = 1 << 20  # this much, is worth looking at the descriptors of all processes
+_TAIL = 8  # of what is worth a look, the part that may be left to the many processes that map a little each
 _MAX_PROBES = 64  # unknown mounts looked at in one scan, each by a forked child
 _MAX_TIMEOUTS = 2
 _PROBE_SECONDS = 2.0
@@ -214,6 +215,8 @@ def attribute(
     candidates: Collection[int] | None = None,
     walked_bytes: Mapping[str, int] | None = None,
     fields: Mapping[str, int] | None = None,
+    worth_bytes: int = UNEXPLAINED_BYTES,
+    likely: Callable[[int], bool] = lambda pid: True,
 ) -> Breakdown:
     """Find what makes up ``shmem_bytes``.
 
@@ -221,34 +224,56 @@ def attribute(
     of processes with shared memory in their RSS; then, only if more than 1 % of Shmem and 1 MiB is still unexplained,
     the descriptors of all and the maps of the rest. "always" reads these in any case. Both look for tmpfs that are
     mounted nowhere only while so much is unexplained.
+    "spare" is for looking again and again: where tmpfs explain all but ``worth_bytes``, and processes map no more than
+    that, no process is looked into. Else the maps of those that map most, then, while more is unexplained, the
+    descriptors of ``likely`` processes, then all else.
     ``candidates`` limits which processes are looked into. ``walked_bytes``: per device, what a walk found allocated in
     a tmpfs without a size limit (the kernel keeps no count for it). ``fields``: a parsed /proc/meminfo; read if None.
     """
     if fields is None:
         fields = meminfo.parse(host.read(f"{host.proc}/meminfo"))
-    scan = _Scan(host, shmem_bytes, processes, mounts, walked_bytes or {}, fields)
+    scan = _Scan(host, shmem_bytes, processes, mounts, walked_bytes or {}, fields, worth_bytes)
     pids = [pid for pid in (processes if candidates is None else sorted(candidates)) if _has_memory(processes, pid)]
     scan.read_own_segments()
     if deep == "never":
         return scan.breakdown(looked=False, deep=False)
+    mapping = [pid for pid in pids if deep == "always" or processes[pid].rss_shmem_bytes != 0]
+    if deep == "spare":
+        mapped = sum(processes[pid].rss_shmem_bytes or 0 for pid in mapping)
+        if not scan.is_unexplained() and mapped <= scan.worth_bytes:
+            return scan.breakdown(looked=False, deep=False)
+        mapping = _largest_first(processes, mapping, mapped - scan.worth_bytes // _TAIL)
     scan.learn_internal_device()
     scan.read_other_segments()
-    for pid in pids:
-        if deep == "always" or processes[pid].rss_shmem_bytes != 0:
-            scan.read_maps(pid)
+    for pid in mapping:
+        scan.read_maps(pid)
     read_fds = deep == "always" or scan.is_unexplained()
-    if read_fds:
-        for pid in pids:
+    rest = pids if read_fds else []
+    if read_fds and deep == "spare":
+        first = [pid for pid in pids if likely(pid)]
+        for pid in first:
             scan.read_fds(pid)
+        rest = sorted(set(pids).difference(first)) if scan.is_unexplained() else []
+    for pid in rest:
+        scan.read_fds(pid)
     if scan.is_unexplained():
-        if deep != "always":
-            for pid in pids:
-                if processes[pid].rss_shmem_bytes == 0:
-                    scan.read_maps(pid)
+        for pid in sorted(set(pids).difference(mapping)):
+            scan.read_maps(pid)
         scan.read_named_fds()
         scan.probe_mapped()
         scan.probe_directories(pids)
     return scan.breakdown(looked=True, deep=read_fds)
+
+
+def _largest_first(processes: Mapping[int, Process], pids: Iterable[int], bytes_wanted: int) -> list[int]:
+    """Those that map most, as many as it takes to have ``bytes_wanted`` of what all map, and where it is unknown."""
+    found: list[int] = []
+    for pid in sorted(pids, key=lambda pid: -(processes[pid].rss_shmem_bytes or 1 << 62)):
+        if bytes_wanted <= 0:
+            break
+        found.append(pid)
+        bytes_wanted -= processes[pid].rss_shmem_bytes or 0
+    return found
 
 
 def writers(host: Host, superblock: Superblock, processes: Mapping[int, Process]) -> list[Writer]:
@@ -325,9 +350,11 @@ class _Scan:
         mounts: MountScan,
         walked: Mapping[str, int],
         fields: Mapping[str, int],
+        worth_bytes: int,
     ) -> None:
         self._host = host
         self._total = shmem_bytes
+        self.worth_bytes = max(shmem_bytes // _UNEXPLAINED_SHARE, worth_bytes)
         self._processes = processes
         self._mounts = mounts
         self._walked = walked
@@ -712,7 +739,7 @@ class _Scan:
     def is_unexplained(self) -> bool:
         sums, deleted = self._sums()
         _, remainder = self._settle(sums, self._tmpfs_bytes(deleted, {}))
-        return abs(remainder) > max(self._total // _UNEXPLAINED_SHARE, _UNEXPLAINED_BYTES)
+        return abs(remainder) > self.worth_bytes
 
     def breakdown(self, *, looked: bool, deep: bool) -> Breakdown:
         missing = dict(self._missing)

@@ -66,6 +66,7 @@ class ContainerTable:
     - The limit: at most ``ROTATION`` scans old. Events, swappiness, limits of swap: ``SETTINGS_ROTATION``. All of it is
       current in the first scans of a container.
     - A pod without a limit: at most ``ROTATION`` scans old in everything.
+    - In the first scan only these are read; the cgroups are then not ``complete``.
     - Which containers there are: current for those with processes; an empty one is found within ``ROTATION`` scans.
 
     Without, everything is read each time.
@@ -140,14 +141,16 @@ class ContainerTable:
         root = self._hierarchy.root
         found: dict[str, tuple[ContainerRef, str]] = {}
 
-        def inside_known(path: str) -> bool:
+        def stop(path: str) -> bool:
+            """At a container, which needn't be looked into."""
             ref = owners.parse_cgroup(path, root)
-            return isinstance(ref, ContainerRef) and ref.container_id in found and found[ref.container_id][1] != path
+            if not isinstance(ref, ContainerRef):
+                return False
+            found.setdefault(ref.container_id, (ref, path))
+            return True
 
-        for path in self._hierarchy.walk(prune=inside_known):
-            ref = owners.parse_cgroup(path, root)
-            if isinstance(ref, ContainerRef):
-                found.setdefault(ref.container_id, (ref, path))
+        for _ in self._hierarchy.walk(prune=stop):
+            pass
         return found
 
     def _top(self, path: str, ref: ContainerRef) -> str:
@@ -162,7 +165,11 @@ class ContainerTable:
         try:
             if known is None:
                 self._made += 1
-                cgroup = self._hierarchy.read(path)
+                if self._thrifty and self._scans == 0:  # hundreds are new: what else there is to read comes next time
+                    cheap = self._hierarchy.read(path, cheap=True)
+                    cgroup = _merged(cheap, cheap, limit_bytes=self._hierarchy.limit(path))
+                else:
+                    cgroup = self._hierarchy.read(path)
                 known = _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
             elif not self._thrifty or known.settling or self._scans % SETTINGS_ROTATION == known.turn:
                 known.cgroup = self._hierarchy.read(path)

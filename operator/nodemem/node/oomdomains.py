@@ -178,7 +178,11 @@ def places(snapshot: Snapshot, only: Collection[str] | None = None) -> list[Plac
     Costs a walk of their cgroups; on v2 kernels whose scan order matters, a read of cgroup.procs for each of them.
     """
     hierarchy = snapshot.hierarchy
-    containers = {key: each for key, each in snapshot.containers.items() if only is None or group_of(each) in only}
+    containers = {
+        key: _completed(hierarchy, each)
+        for key, each in snapshot.containers.items()
+        if only is None or group_of(each) in only
+    }
     if not containers:
         return []
     tops: Iterable[str | None] = (None,)
@@ -224,9 +228,24 @@ def places(snapshot: Snapshot, only: Collection[str] | None = None) -> list[Plac
             pods.setdefault(pod, PodRef(container.ref.pod_uid or "", container.ref.qos or "Burstable"))
     for path, ref in pods.items():
         cgroup = snapshot.pods.get(path)
+        if cgroup is not None and not cgroup.complete:
+            cgroup = _read(hierarchy, path)
         if cgroup is not None and cgroup.limit_bytes is not None:
             result.append(place("pod", ref, path, cgroup))
     return result
+
+
+def _completed(hierarchy: Hierarchy, container: Container) -> Container:
+    if container.cgroup is None or container.cgroup.complete:
+        return container
+    return replace(container, cgroup=_read(hierarchy, container.path))
+
+
+def _read(hierarchy: Hierarchy, path: str) -> MemoryCgroup | None:
+    try:
+        return hierarchy.read(path)
+    except FileNotFoundError:
+        return None
 
 
 def group_of(container: Container) -> str:

@@ -22,6 +22,8 @@ from nodemem.node.containers import Container as Container
 from nodemem.node.containers import ContainerTable
 from nodemem.node.owners import ContainerRef, KernelRef, Owner, TmpfsOwner
 
+PROBE_CANDIDATES = 200
+
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
 
@@ -43,6 +45,8 @@ class Thrift:
     moved_bytes: int = 64 << 20
     inspect_at_least_bytes: int = 64 << 20
     unexplained_bytes: int = 16 << 20
+    attribute_share: int = 256
+    """Of memory, at most ``moved_bytes``: so much Shmem without a source is worth looking into processes."""
 
     def moved(self, before: int | None, now: int | None) -> bool:
         if before is None or now is None:
@@ -180,7 +184,7 @@ class Collector:
         now = host.now()
         missing: list[Unreadable] = []
         progress("processes")
-        scan = self._processes.scan(full=full)
+        scan = self._processes.scan(full=full, hurried=self._thrift is not None and not self._owners)
         members = self._by_cgroup(scan)
         progress("mounts")
         namespaces = scan.mount_namespaces()
@@ -190,7 +194,7 @@ class Collector:
         found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
         inspections = {device: each.inspection for device, each in found.items()}
         progress("shared memory")
-        breakdown = self._attribute(scan, mounts, memory, deep, inspections)
+        breakdown = self._attribute(scan, mounts, memory, deep, inspections, containers)
         memory = _with_mapped(memory, breakdown)
         writers = {device: each.writers for device, each in found.items() if each.writers is not None}
         process_owners = _ProcessOwners(scan.processes, self._owners)
@@ -322,13 +326,24 @@ class Collector:
         memory: meminfo.Memory,
         deep: Deep,
         inspections: Mapping[str, Inspection],
+        containers: Mapping[str, Container],
     ) -> Breakdown:
+        thrift = self._thrift
         total = memory.partition.shmem_bytes
         now, used, last = self._clock(), _used(mounts), self._attributed
-        if self._thrift is not None and last is not None and now - last.taken_at < self._thrift.max_age_seconds:
-            carried = _carried(last.breakdown, last.used, total, used)
-            if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= self._thrift.moved_bytes:
-                return carried
+        worth, likely = shmem.UNEXPLAINED_BYTES, frozenset(scan.processes)
+        if thrift is not None and deep == "auto":
+            deep = "spare"
+            worth = max(worth, min(thrift.moved_bytes, memory.partition.total_bytes // thrift.attribute_share))
+            # Containers to which no Shmem to speak of is charged hold none.
+            without = (
+                each for each in containers.values() if each.cgroup and (each.cgroup.shmem_bytes or 0) < worth // 8
+            )
+            likely = likely.difference(*(each.pids for each in without))
+            if last is not None and now - last.taken_at < thrift.max_age_seconds:
+                carried = _carried(last.breakdown, last.used, total, used)
+                if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= worth:
+                    return carried
         breakdown = shmem.attribute(
             self._host,
             total,
@@ -337,6 +352,8 @@ class Collector:
             deep=deep,
             walked_bytes={device: each.found_bytes for device, each in inspections.items()},
             fields=memory.fields,
+            worth_bytes=worth,
+            likely=likely.__contains__,
         )
         self._attributed = _Attributed(now, breakdown, used)
         return breakdown
@@ -371,9 +388,13 @@ class Collector:
     def _probed(self, scan: ProcessScan, total: meminfo.Partition) -> oom.Probe:
         """Asked until there is an answer: a running kernel keeps its generation."""
         if self._probe is None or self._probe.generation is oom.Generation.UNKNOWN:
+            # A few small processes tell; to weigh all of them would be a tenth of a first scan.
+            living = [each for each in scan.processes.values() if each.has_mm and each.oom_score_adj is not None]
+            few = sorted(living, key=lambda each: each.rss_bytes)[:PROBE_CANDIDATES]
+            init = 1 if any(each.kernel_thread for each in scan.processes.values()) else None
             self._probe = oom.probe(
                 self._host,
-                oom.tasks_from(scan.processes.values(), self._host.page_size),
+                [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in few],
                 oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size),
             )
         return self._probe
