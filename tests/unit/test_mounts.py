@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mountinfo import MountNode, MountTree, QuickLook, parse_rows
+from nodemem.kernel.mountinfo import Lines, MountNode, MountTree, QuickLook, parse_rows
 from nodemem.kernel.mounts import MountScan, MountTable, parse_mountinfo
 
 MIB = 1 << 20
@@ -317,20 +317,20 @@ def test_memory_namespace_files_are_looked_into_only_when_no_process_is_there() 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(numbers, numbers, paths, st.sampled_from(["tmpfs", "ext4", "fuse.x"]))), st.booleans())
 def test_quick_look_agrees_with_the_tree_or_leaves_it_to_it(lines: list[Any], trusted: bool) -> None:
-    rows, broken = parse_rows("".join(line(*fields) for fields in lines).encode(), {})
+    rows, broken = parse_rows("".join(line(*fields) for fields in lines).encode(), Lines())
     assert not broken
     quick, tree = QuickLook(rows, trusted), MountTree(trusted)
-    for row in rows:
-        tree.add(int(row.mount_id), MountNode(int(row.parent_id), row.line.path, row.line.fstype))
-    for row in rows:
-        assert quick.look(row.mount_id) in (None, tree.look(int(row.mount_id)))
+    for mount_id, parent_id, rest in rows:
+        tree.add(int(mount_id), MountNode(int(parent_id), rest.path, rest.fstype))
+    for mount_id, _, _ in rows:
+        assert quick.look(mount_id) in (None, tree.look(int(mount_id)))
 
 
 def test_quick_look_is_sure_of_what_containers_have() -> None:
     text = ROOT + line(2, 1, "/dev") + line(3, 2, "/dev/shm") + line(4, 3, "/dev/shm") + line(5, 1, "/n", "nfs4")
-    rows, _ = parse_rows((text + line(6, 5, "/n/t")).encode(), {})
+    rows, _ = parse_rows((text + line(6, 5, "/n/t")).encode(), Lines())
     quick = QuickLook(rows)
-    looks = {int(row.mount_id): quick.look(row.mount_id) for row in rows}
+    looks = {int(mount_id): quick.look(mount_id) for mount_id, _, _ in rows}
     assert looks == {
         1: (False, None),
         2: (False, None),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
+_ROW = re.compile(rb"^([0-9]{1,20}) ([0-9]{1,20}) (.+)$", re.MULTILINE)
 MEMORY_FILESYSTEMS = (b"tmpfs", b"devtmpfs", b"rootfs")
 
 # Filesystems whose directories the kernel looks up without asking anybody outside it. All others may hang.
@@ -94,33 +95,28 @@ class Line:
     words: tuple[str, str, str, str, str, str, str] | None
 
 
-class Row(NamedTuple):
-    mount_id: bytes
-    parent_id: bytes
-    line: Line
+Row = tuple[bytes, bytes, Line]
+"""Mount id, parent id, and the rest of the line."""
 
 
-def parse_rows(data: bytes, known: dict[bytes, Line | None]) -> tuple[list[Row], int]:
+class Lines(dict[bytes, Line | None]):
+    """What was read of each line without its ids; None: not in the format."""
+
+    def __missing__(self, rest: bytes) -> Line | None:
+        line = self[rest] = _parse_line(b"0 0 " + rest)
+        return line
+
+
+def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
     """The same as ``parse_mountinfo`` with nothing converted, and the number of broken lines.
 
-    ``known`` spares the parsing of lines that another namespace had: give the same dictionary for all of them.
+    ``lines`` spares the parsing of what another namespace had: give the same one for all of them.
     """
-    rows: list[Row] = []
-    broken = 0
-    for text in data.split(b"\n"):
-        if not text:
-            continue
-        parts = text.split(b" ", 2)
-        if len(parts) == 3 and parts[0].isdigit() and parts[1].isdigit() and len(parts[0]) <= 20 >= len(parts[1]):
-            mount_id, parent_id, rest = parts
-            if rest in known:
-                line = known[rest]
-            else:
-                line = known[rest] = _parse_line(text)
-            if line is not None:
-                rows.append(Row(mount_id, parent_id, line))
-                continue
-        broken += 1
+    found = [(mount_id, parent_id, lines[rest]) for mount_id, parent_id, rest in _ROW.findall(data)]
+    rows = [(mount_id, parent_id, line) for mount_id, parent_id, line in found if line is not None]
+    broken = data.count(b"\n") - len(rows)
+    if broken:
+        broken = sum(bool(text) for text in data.split(b"\n")) - len(rows)
     return rows, broken
 
 
@@ -276,29 +272,29 @@ class QuickLook:
     its path, or the top of a stack, and its parent is the next one above. That is almost every mount of a container."""
 
     def __init__(self, rows: Sequence[Row], trusted_root: bool = False) -> None:
-        self._rows = {row.mount_id: row for row in rows}
+        self._rows = {row[0]: row for row in rows}
         self._torn = len(self._rows) != len(rows)
         self._trusted_root = trusted_root
-        self._at: dict[bytes, bytes] = {}
+        self._at = {line.path: mount_id for mount_id, _, line in rows}
         self._known: dict[bytes, tuple[str | None] | None] = {}
+        if len(self._at) == len(rows):
+            return
         stacks: dict[bytes, set[bytes]] = {}
-        for mount_id, row in self._rows.items():
-            path = row.line.path
-            other = self._at.setdefault(path, mount_id)
-            if other != mount_id:
-                stacks.setdefault(path, {other}).add(mount_id)
+        for mount_id, _, line in rows:
+            if self._at[line.path] != mount_id:
+                stacks.setdefault(line.path, {self._at[line.path]}).add(mount_id)
         for path, stack in stacks.items():
             self._at[path] = _UNSURE if path == b"/" else self._top(stack)
 
     def _top(self, stack: set[bytes]) -> bytes:
-        below = {parent for each in stack if (parent := self._rows[each].parent_id) in stack}
+        below = {parent for each in stack if (parent := self._rows[each][1]) in stack}
         tops = stack - below
         # One on the other, in a single line: each but the lowest has its parent in the stack, and no two the same one.
         return tops.pop() if len(tops) == 1 and len(below) == len(stack) - 1 and len(stack) < _DEEP else _UNSURE
 
     def look(self, mount_id: bytes) -> tuple[bool, str | None] | None:
         """(hidden, what on the way may hang); None: ask a ``MountTree``."""
-        path = self._rows[mount_id].line.path
+        path = self._rows[mount_id][2].path
         if self._torn or path.count(b"/") > _DEEP:
             return None
         way = self._way(mount_id)
@@ -321,7 +317,7 @@ class QuickLook:
             return (None,) if parent is None or parent_id == mount_id else None
         if parent is None:
             return None
-        if parent.line.path != path:
+        if parent[2].path != path:
             above = path
             while True:
                 above = above[: above.rfind(b"/")] or b"/"
@@ -332,8 +328,8 @@ class QuickLook:
             if at[above] != parent_id:
                 return None
         way = self._way(parent_id)
-        if way is None or way[0] is not None or parent.line.fstype in LOCAL:
+        if way is None or way[0] is not None or parent[2].fstype in LOCAL:
             return way
-        if self._trusted_root and parent.line.path == b"/":
+        if self._trusted_root and parent[2].path == b"/":
             return way
-        return (f"{unescape(parent.line.fstype)} at {unescape(parent.line.path)}",)
+        return (f"{unescape(parent[2].fstype)} at {unescape(parent[2].path)}",)

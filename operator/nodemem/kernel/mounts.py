@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from nodemem.kernel import mountusage
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
 from nodemem.kernel.mountinfo import (
-    Line,
+    Lines,
     MountNode,
     MountTree,
     QuickLook,
@@ -118,25 +118,22 @@ class _View:
     settling: int = SETTLING
 
 
-def _parse_view(
-    namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool, known: dict[bytes, Line | None]
-) -> _View:
-    rows, broken = parse_rows(data, known)
+def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool, lines: Lines) -> _View:
+    rows, broken = parse_rows(data, lines)
     view = _View(key, [], [], broken)
     quick = QuickLook(rows, trusted_root)
     tree: MountTree | None = None
-    for row in rows:
-        line = row.line
+    for mount_id, parent_id, line in rows:
         words = line.words
         if words is None:
             continue
-        seen = quick.look(row.mount_id)
+        seen = quick.look(mount_id)
         if seen is None:
             tree = tree or _tree(rows, trusted_root)
-            seen = tree.look(int(row.mount_id))
+            seen = tree.look(int(mount_id))
         hidden, behind = seen
         device, fstype, source, super_options, path, root, options = words
-        point = MountPoint(namespace, path, root, int(row.mount_id), int(row.parent_id), options, hidden, behind)
+        point = MountPoint(namespace, path, root, int(mount_id), int(parent_id), options, hidden, behind)
         if fstype == "nsfs":
             if (inode := root[5:-1]).isdigit():
                 view.kept.append((int(inode), point))
@@ -147,8 +144,8 @@ def _parse_view(
 
 def _tree(rows: Iterable[Row], trusted_root: bool) -> MountTree:
     tree = MountTree(trusted_root)
-    for row in rows:
-        tree.add(int(row.mount_id), MountNode(int(row.parent_id), row.line.path, row.line.fstype))
+    for mount_id, parent_id, line in rows:
+        tree.add(int(mount_id), MountNode(int(parent_id), line.path, line.fstype))
     return tree
 
 
@@ -246,7 +243,7 @@ class MountTable:
         unread: set[int] = set()
         changed = False
         turn = self._scans % ROTATION
-        known: dict[bytes, Line | None] = {}
+        lines = Lines()
         for namespace, members in namespaces.items():
             view = self._views.get(namespace)
             if sparing and view is not None and not view.settling and view.turn != turn and members[0] != 1:
@@ -265,7 +262,7 @@ class MountTable:
                 pids[namespace] = pid
                 key = (len(data), hash(data))
                 if view is None or view.key != key:
-                    parsed = _parse_view(namespace, data, key, 1 in members, known)
+                    parsed = _parse_view(namespace, data, key, 1 in members, lines)
                     if view is None:
                         self._made += 1
                         parsed.turn = self._made % ROTATION
@@ -498,7 +495,7 @@ class MountTable:
                 _count(missing, what, answer)
                 continue
             data = os.fsencode(answer["mountinfo"])
-            result[inode] = (_parse_view(inode, data, (0, 0), False, {}), answer["usage"])
+            result[inode] = (_parse_view(inode, data, (0, 0), False, Lines()), answer["usage"])
         return result
 
 

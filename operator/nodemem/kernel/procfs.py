@@ -427,9 +427,12 @@ class ProcessTable:
         base = f"{host.proc}/{name}"
         stat: Stat | None = None
         started: int | None = None
+        early: Status | None = None
         if known is not None and known.start_time_ticks is not None and known.has_mm:
             started = known.start_time_ticks
-        elif not hurried:
+        elif hurried:
+            early = self._status.parse(self._read_status(base + "/status"))
+        if started is None and (early is None or not early.has_mm):
             stat = parse_stat(host.read_small(base + "/stat"))
             if stat.flags & _PF_KTHREAD:
                 return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
@@ -441,7 +444,7 @@ class ProcessTable:
                 membership = host.read_small(base + "/cgroup")
                 mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
                 ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
-                status = self._status.parse(self._read_status(base + "/status"))
+                status = early or self._status.parse(self._read_status(base + "/status"))
             except (FileNotFoundError, PermissionError, ValueError):
                 pass
             else:
@@ -451,8 +454,6 @@ class ProcessTable:
                     return _Seen(inode, process, b"", SETTLING, False, ())
         if stat is None:
             stat = parse_stat(host.read_small(base + "/stat"))
-            if stat.flags & _PF_KTHREAD:
-                return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
         return self._read_carefully(pid, base, inode, stat)
 
     def _read_carefully(self, pid: int, base: str, inode: int, stat: Stat) -> _Seen:

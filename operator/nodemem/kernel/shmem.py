@@ -276,17 +276,20 @@ def _largest_first(processes: Mapping[int, Process], pids: Iterable[int], bytes_
     return found
 
 
-def writers(host: Host, superblock: Superblock, processes: Mapping[int, Process]) -> list[Writer]:
+def writers(
+    host: Host, superblock: Superblock, processes: Mapping[int, Process], *, everywhere: bool = True
+) -> list[Writer]:
     """The processes that can be writing to a tmpfs now, most open files first. Reads descriptors and maps of all of
-    them.
+    them; not ``everywhere``: of those in mount namespaces that have it, which misses who was handed a descriptor.
 
     One that opens a file, writes and closes it again is only seen if it happens to be at it. Unreadable ones are left
     out.
     """
     ids = {str(point.mount_id).encode() for point in superblock.mounts}
     found: list[Writer] = []
-    for pid in processes:
-        if not _has_memory(processes, pid):
+    namespaces_with_it = {point.namespace for point in superblock.mounts}
+    for pid, process in processes.items():
+        if not _has_memory(processes, pid) or not (everywhere or process.mnt_ns in namespaces_with_it):
             continue
         try:
             names = {f"fd {name}" for name in _writing_fds(host, pid, ids)}
@@ -377,7 +380,7 @@ class _Scan:
         for superblock in self._mounts.superblocks.values():
             for point in superblock.mounts:
                 self._device_of_mount[str(point.mount_id).encode()] = superblock.device
-        self._learned = False
+        self._learned: set[int | None] = set()
         self._probes = 0
         self._timeouts = 0
         self._drm: dict[tuple[bytes, ...], int] = {}
@@ -448,20 +451,22 @@ class _Scan:
 
     def learn_mounts(self) -> None:
         """Every mount id and device of every namespace, to tell what is mounted nowhere. Costly: once, when needed."""
-        if self._learned:
+        for namespace, pid in self._mounts.pids.items():
+            if pid is not None:
+                self._learn_mounts_of(namespace, pid)
+
+    def _learn_mounts_of(self, namespace: int | None, pid: int) -> None:
+        if namespace in self._learned:
             return
-        self._learned = True
-        for pid in self._mounts.pids.values():
-            if pid is None:
-                continue
-            try:
-                data = self._host.read(f"{self._host.proc}/{pid}/mountinfo")
-            except OSError:
-                continue
-            for match in _MOUNT.finditer(data):
-                device = match[2].decode("ascii")
-                self._devices.add(device)
-                self._device_of_mount.setdefault(match[1], device)
+        self._learned.add(namespace)
+        try:
+            data = self._host.read(f"{self._host.proc}/{pid}/mountinfo")
+        except OSError:
+            return
+        for match in _MOUNT.finditer(data):
+            device = match[2].decode("ascii")
+            self._devices.add(device)
+            self._device_of_mount.setdefault(match[1], device)
 
     # --- what processes show
 
@@ -603,7 +608,9 @@ class _Scan:
         path = f"{self._host.proc}/{pid}/fd/{name}"
         mount_id = _mount_id(self._host.read_small(f"{self._host.proc}/{pid}/fdinfo/{name}"))
         if mount_id is not None and mount_id not in self._device_of_mount:
-            self.learn_mounts()
+            self._learn_mounts_of(self._processes[pid].mnt_ns, pid)  # mostly one of its own
+            if mount_id not in self._device_of_mount:
+                self.learn_mounts()
         if mount_id is None:  # before Linux 3.15
             device: str | None = self._host.stat(path).device if deleted else None
         elif mount_id in self._device_of_mount:

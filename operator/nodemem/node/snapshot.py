@@ -315,7 +315,9 @@ class Collector:
             except OSError as error:
                 missing.append(Unreadable(f"files in {where}", error.strerror or str(error)))
                 continue
-            writers = shmem.writers(self._host, superblock, scan.processes) if wants_writers else None
+            writers = None
+            if wants_writers:
+                writers = shmem.writers(self._host, superblock, scan.processes, everywhere=thrift is None)
             self._found[device] = _Found(now, superblock.used_bytes, inspection, writers)
         return self._found
 
