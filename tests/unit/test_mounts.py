@@ -372,5 +372,8 @@ def test_sparing_scan_reads_again_what_the_host_mounts_and_what_fails_and_the_re
     host.texts[5] = ROOT
     host.gone.add("/inside")
     assert sorted(table.scan(namespaces, sparing=True).superblocks) == ["0:2"], "a look-up that fails is followed up"
+    host.texts[6] = ROOT + line(6, 1, "/other")
+    seen = sorted(table.scan({1010: [1], 5050: [6]}, sparing=True).superblocks)
+    assert seen == ["0:2", "0:6"], "the number of a namespace that ended is given out again"
     host.texts[5] += line(4, 1, "/again")
     assert sorted(table.scan(namespaces).superblocks) == ["0:2", "0:4"]

@@ -13,6 +13,7 @@ between mountinfo and look-up.
 """
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -48,6 +49,7 @@ _MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ESRCH)
 
 _MAX_READERS = 64  # processes tried for the mountinfo of one namespace
 _MAX_TRIES = 64  # mount points tried for one superblock in one scan
+_LOST_TRIES = 2  # the same, sparing, where none led there before
 _MAX_KEPT_NAMESPACES = 32  # process-less namespaces looked into in one scan
 
 
@@ -116,6 +118,7 @@ class _View:
     root_pid: int | None = None
     turn: int = 0
     settling: int = SETTLING
+    members: frozenset[int] = frozenset()
 
 
 def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool, lines: Lines) -> _View:
@@ -160,6 +163,7 @@ class _Group:
     below: "_Below | None" = None
     last: Superblock | None = None
     turn: int = 0
+    lost: bool = False  # when all was read, no mount point led there
 
 
 @dataclass(slots=True)
@@ -209,7 +213,6 @@ class MountTable:
         self._had_kept = False
         self._scans = 0
         self._made = 0
-        self._failed: set[tuple[int, int]] = set()  # mount points that don't lead where mountinfo says
 
     def scan(self, namespaces: Mapping[int, Sequence[int]], *, sparing: bool = False) -> MountScan:
         """``namespaces``: mount namespace inode -> the processes in it, those to read through first in front.
@@ -246,7 +249,11 @@ class MountTable:
         lines = Lines()
         for namespace, members in namespaces.items():
             view = self._views.get(namespace)
+            if view is not None and members[0] not in view.members and view.members.isdisjoint(members):
+                view = None  # the number of a namespace that ended is given out again
             if sparing and view is not None and not view.settling and view.turn != turn and members[0] != 1:
+                if len(members) != len(view.members) or not view.members.issuperset(members):
+                    view.members = frozenset(members)
                 pids[namespace] = members[0]
                 unread.add(namespace)
                 continue
@@ -268,10 +275,11 @@ class MountTable:
                         parsed.turn = self._made % ROTATION
                     else:
                         parsed.turn, parsed.settling = view.turn, view.settling
-                    self._views[namespace] = parsed
+                    self._views[namespace] = view = parsed
                     changed = True
                 else:
                     view.settling = max(0, view.settling - 1)
+                view.members = frozenset(members)
                 break
             else:
                 if why:
@@ -295,7 +303,7 @@ class MountTable:
             if old is not None and old.mounts == group.mounts:
                 group.mounts = old.mounts  # the same list as before says: nothing changed here
             if old is not None and (old.source, old.options) == (group.source, group.options):
-                group.below, group.last, group.turn = old.below, old.last, old.turn
+                group.below, group.last, group.turn, group.lost = old.below, old.last, old.turn, old.lost
                 if old.usual in group.mounts:
                     group.usual = old.usual
             else:
@@ -317,8 +325,6 @@ class MountTable:
         roots = _Roots(self._host.proc)
         now = self._host.now()
         turn = self._scans % QUIET_ROTATION
-        if not sparing:
-            self._failed.clear()
         try:
             for device, group in self._groups.items():
                 last, usual = group.last, group.usual
@@ -334,21 +340,21 @@ class MountTable:
                     found[device] = last
                     continue
                 why = ""
-                for point in self._candidates(group, pids):
+                tries = _LOST_TRIES if sparing and group.lost else _MAX_TRIES
+                for point in itertools.islice(self._candidates(group, pids), tries):
                     try:
                         pid, usage = self._ask(roots, point, device, namespaces[point.namespace], pids[point.namespace])
                     except OSError as error:
-                        place = (point.namespace, point.mount_id)
-                        if error.errno in _MOVED and point.namespace in unread and place not in self._failed:
+                        if error.errno in _MOVED and point.namespace in unread and not group.lost:
                             return None
-                        self._failed.add(place)
                         why = _why(error, point)
                         continue
-                    group.usual = point
+                    group.usual, group.lost = point, False
                     path = f"{self._host.proc}/{pid}/root{point.path}"
                     found[device] = group.last = _superblock(group, usage, now, pid, path)
                     break
                 else:
+                    group.lost = group.lost or not sparing
                     usage_list = next((u[device] for _, u in kept.values() if device in u), None)
                     if usage_list is not None:
                         found[device] = _superblock(group, FilesystemUsage(*usage_list), now)
@@ -373,7 +379,7 @@ class MountTable:
         others = [p for p in group.mounts if not p.hidden and p is not usual and p.namespace in pids]
         # The whole filesystem rather than a subdirectory or a file of it: its contents can be listed, too.
         others.sort(key=lambda point: (point.behind is not None, point.root != "/"))
-        yield from others[:_MAX_TRIES]
+        yield from others
 
     def _ask(
         self, roots: _Roots, point: MountPoint, device: str, members: Sequence[int], first: int
