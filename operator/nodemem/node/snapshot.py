@@ -164,6 +164,7 @@ class Collector:
         self._beside_tmpfs: int | None = None
         self._containers = ContainerTable(self._hierarchy, thrifty=thrift is not None)
         self._owners: _OwnerOf = {}
+        self._owners_of: dict[int, set[Owner]] = {}  # by mount namespace
         self._owned: tuple[dict[int, set[str | None]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
 
     def collect(
@@ -435,7 +436,9 @@ class Collector:
         cgroups = {namespace: {processes[pid].cgroup for pid in pids} for namespace, pids in namespaces.items()}
         changed = {namespace for namespace, its in cgroups.items() if its != cgroups_before.get(namespace)}
         changed |= cgroups_before.keys() - cgroups.keys()
-        by_namespace: dict[int, set[Owner]] | None = None
+        for namespace in changed:
+            self._owners_of.pop(namespace, None)
+        by_namespace = self._owners_of
         now: dict[str, tuple[list[MountPoint], TmpfsOwner]] = {}
         for device, superblock in mounts.superblocks.items():
             known = before.get(device)
@@ -444,8 +447,9 @@ class Collector:
                 or known[0] is not superblock.mounts
                 or (changed and any(point.namespace in changed for point in superblock.mounts))
             ):
-                if by_namespace is None:
-                    by_namespace = {namespace: self._owners_in(its) for namespace, its in cgroups.items()}
+                for point in superblock.mounts:
+                    if point.namespace not in by_namespace and point.namespace in cgroups:
+                        by_namespace[point.namespace] = self._owners_in(cgroups[point.namespace])
                 known = (superblock.mounts, owners.classify(superblock, by_namespace, host_namespace))
             now[device] = known
         self._owned = (cgroups, now)
