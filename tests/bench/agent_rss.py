@@ -47,7 +47,7 @@ def main() -> int:
             f"{'full scans':>11}{'VmRSS MB':>10}{'anon':>7}{'VmHWM':>7}{'descriptors':>13}{'ms a full scan':>16}"
             f"{'a refresh':>11}{'pods gone':>11}"
         )
-        pace = ("--interval=0.02", "--refresh=0.01") if options.day else ("--interval=0.5", "--refresh=0.2")
+        pace = ("--interval=0.1", "--refresh=0.1") if options.day else ("--interval=0.5", "--refresh=0.2")
         with running_agent(_NODE, cluster.kubeconfig, *pace) as agent:
             report = until(lambda: report_of(cluster, _NODE), "the first report", 60)
             named_containers = [each for each in report["status"]["containers"] if each.get("podName")]

@@ -431,7 +431,8 @@ class ProcessTable:
         if known is not None and known.start_time_ticks is not None and known.has_mm:
             started = known.start_time_ticks
         elif hurried:
-            early = self._status.parse(self._read_status(base + "/status"))
+            data = self._read_status(base + "/status")
+            early = self._status.parse(data) if b"\nVmSize:" in data else None
         if started is None and (early is None or not early.has_mm):
             stat = parse_stat(host.read_small(base + "/stat"))
             if stat.flags & _PF_KTHREAD:

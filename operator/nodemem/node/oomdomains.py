@@ -6,7 +6,7 @@ order in which the kernel goes through them.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from nodemem.kernel import oom
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
@@ -270,11 +270,10 @@ def suspects(snapshot: Snapshot) -> set[str]:
     full = {path for path, cgroup in snapshot.pods.items() if _held_by_shmem(cgroup)}
     found: set[str] = set()
     for group, containers in groups.items():
-        of_group = [pid for each in containers for pid in each.pids]
-        choices = [of_group, *(each.pids for each in containers if len(containers) > 1)]
+        choices = [_choice(snapshot, each.pids) for each in containers]
         if (
             any(_held_by_shmem(each.cgroup) for each in containers)
-            or any(_choice_may_be_wrong(snapshot, pids, accurate, by_adj_alone) for pids in choices)
+            or any(_may_be_wrong(each, accurate, by_adj_alone) for each in (*choices, _together(choices)))
             or (full and pod_path(snapshot.hierarchy, containers[0].ref, containers[0].path) in full)
         ):
             found.add(group)
@@ -292,16 +291,29 @@ def _held_by_shmem(cgroup: MemoryCgroup | None) -> bool:
     return (cgroup.shmem_bytes or 0) >= oom.TMPFS_SHARE * cgroup.limit_bytes
 
 
-def _choice_may_be_wrong(snapshot: Snapshot, pids: Iterable[int], accurate: bool, by_adj_alone: bool) -> bool:
+class _Choice(NamedTuple):
+    """What the killer can take. ``of_largest``: the oom_score_adj of the one whose death frees ``most``, the lowest of
+    several. ``unsure``: an oom_score_adj is unknown, or one can't be killed."""
+
+    killable: int
+    lowest: int
+    highest: int
+    most: int
+    of_largest: int
+    unsure: bool
+
+
+def _choice(snapshot: Snapshot, pids: Iterable[int]) -> _Choice:
     lowest = highest = of_largest = 0
-    most, killable = -1, 0
+    most, killable, unsure = -1, 0, False
     for pid in pids:
         process = snapshot.processes[pid]
         if not process.has_mm or process.kernel_thread:
             continue
         adj = process.oom_score_adj
         if adj is None or adj == oom.OOM_SCORE_ADJ_MIN:
-            return True
+            unsure = True
+            continue
         mapped = process.rss_bytes if process.rss_anon_bytes is None else process.rss_anon_bytes
         frees = mapped + process.swap_bytes + process.page_tables_bytes
         if killable == 0:
@@ -313,11 +325,33 @@ def _choice_may_be_wrong(snapshot: Snapshot, pids: Iterable[int], accurate: bool
         if frees > most or (frees == most and adj < of_largest):
             most, of_largest = frees, adj
         killable += 1
-    if killable < 2:
-        return False
-    if highest <= 0 and not accurate:
+    return _Choice(killable, lowest, highest, most, of_largest, unsure)
+
+
+def _together(choices: Sequence[_Choice]) -> _Choice:
+    some = [each for each in choices if each.killable]
+    unsure = any(each.unsure for each in choices)
+    if not some:
+        return _Choice(0, 0, 0, -1, 0, unsure)
+    most = max(each.most for each in some)
+    return _Choice(
+        sum(each.killable for each in some),
+        min(each.lowest for each in some),
+        max(each.highest for each in some),
+        most,
+        min(each.of_largest for each in some if each.most == most),
+        unsure,
+    )
+
+
+def _may_be_wrong(choice: _Choice, accurate: bool, by_adj_alone: bool) -> bool:
+    if choice.unsure:
         return True
-    return highest > (lowest if by_adj_alone else of_largest)
+    if choice.killable < 2:
+        return False
+    if choice.highest <= 0 and not accurate:
+        return True
+    return choice.highest > (choice.lowest if by_adj_alone else choice.of_largest)
 
 
 def _tasks_by_path(snapshot: Snapshot, only: Collection[str] | None) -> dict[str, list[Task]]:
