@@ -177,9 +177,10 @@ def print_table(measured: Measured, rows: list[Row]) -> bool:
         budget = "" if row.budget is None else f"{row.budget:.1f}"
         over = row.budget is not None and ratio > row.budget
         kept = kept and not over
+        note = "  OVER" if over else f"  misses {row.goal}" if row.goal is not None and ratio > row.goal else ""
         print(
             f"{row.name:<44}{statistics.median(measured.cpu_ms[row.name]):>9.1f}{ratio:>15.2f}{budget:>9}"
-            f"{measured.rss_bytes[row.name] / 1e6 or '':>9.4}{'  OVER' if over else ''}"
+            f"{measured.rss_bytes[row.name] / 1e6 or '':>9.4}{note}"
         )
     return kept
 
