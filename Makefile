@@ -53,8 +53,8 @@ bench-agent: $(VENV)/.installed-test ## Memory of the whole agent, publishing to
 	PYTHONPATH=tests $(BIN)/python -m bench.agent_rss
 
 .PHONY: bench-day
-bench-day: $(VENV)/.installed-test ## 5,000 scans of the whole agent while pods come and go: memory and descriptors stay flat
-	PYTHONPATH=tests $(BIN)/python -m bench.agent_rss --day
+bench-day: $(VENV)/.installed-test ## 5,000 scans while pods come and go: memory and descriptors stay flat
+	PYTHONPATH=tests $(BIN)/python -m bench.day
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches

@@ -5,51 +5,18 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.coprocess import Coprocess, coprocess
 from bench.node import FILE_BYTES, LIMIT_BYTES, TMPFS, TMPFS_BYTES, Node, build, synthetic_node
 from bench.peers import Server, program_ms
 from bench.rows import ROWS, Row
 
 WARMING = 13
 """Scans before a steady one is measured: until nothing is new to a process table, and each process had its turn."""
-
-
-class Coprocess:
-    """A measured program: a line to its stdin makes it do one pass, a line from its stdout is the answer."""
-
-    def __init__(self, *command: str) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, question: str = "") -> str:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(question + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"bench: {self._process.args!r} ended without an answer")
-        return answer
-
-    def close(self) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
-
-
-@contextmanager
-def coprocess(*command: str) -> Iterator[Coprocess]:
-    program = Coprocess(*command)
-    try:
-        yield program
-    finally:
-        program.close()
 
 
 def subject(row: Row) -> list[str]:
@@ -84,8 +51,11 @@ def wrong(node: Node, found: dict[str, Any]) -> list[str]:
         for path in node.containers:
             if found["limits"].get(path) != LIMIT_BYTES:
                 complaints.append(f"limit of {path}: found {found['limits'].get(path)}, expected {LIMIT_BYTES}")
-    if "tmpfs" in found and (count := found["tmpfs"].count([TMPFS_BYTES, FILE_BYTES])) != TMPFS:
-        complaints.append(f"tmpfs: found {count} of {TMPFS_BYTES} bytes with {FILE_BYTES} in use, expected {TMPFS}")
+    if "tmpfs" in found:
+        mine = [sizes for *sizes, path in found["tmpfs"] if path.startswith(f"{node.scratch}/")]
+        if mine != [[TMPFS_BYTES, FILE_BYTES]] * TMPFS:
+            what = f"tmpfs of {TMPFS_BYTES} bytes with {FILE_BYTES} in use"
+            complaints.append(f"found {mine.count([TMPFS_BYTES, FILE_BYTES])} {what} among {len(mine)}, not {TMPFS}")
     return complaints
 
 

@@ -49,7 +49,9 @@ def _found(found: Any) -> dict[str, Any]:
         }
     mounts = getattr(found, "mounts", found)
     if hasattr(mounts, "superblocks"):
-        parts["tmpfs"] = [[each.size_bytes, each.used_bytes] for each in mounts.superblocks.values()]
+        parts["tmpfs"] = [
+            [each.size_bytes, each.used_bytes, each.mounts[0].path] for each in mounts.superblocks.values()
+        ]
     if hasattr(found, "containers"):
         parts["limits"] = {each.path: each.cgroup and each.cgroup.limit_bytes for each in found.containers.values()}
     elif isinstance(found, dict):
