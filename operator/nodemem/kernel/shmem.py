@@ -230,6 +230,7 @@ def attribute(
     "spare" is for looking again and again: where tmpfs explain all but ``worth_bytes``, and processes map no more than
     that, no process is looked into. Else the maps of those that map most, then, while more is unexplained, the
     descriptors of ``likely`` processes, then all else.
+    IPC namespaces without a ``likely`` process are entered in the end only, while something is unexplained.
     ``candidates`` limits which processes are looked into. ``walked_bytes``: per device, what a walk found allocated in
     a tmpfs without a size limit (the kernel keeps no count for it). ``fields``: a parsed /proc/meminfo; read if None.
     """
@@ -247,7 +248,7 @@ def attribute(
             return scan.breakdown(looked=False, deep=False)
         mapping = _largest_first(processes, mapping, mapped - scan.worth_bytes // _TAIL)
     scan.learn_internal_device()
-    scan.read_other_segments()
+    scan.read_other_segments(likely)
     for pid in mapping:
         scan.read_maps(pid)
     read_fds = deep == "always" or scan.is_unexplained()
@@ -260,6 +261,7 @@ def attribute(
     for pid in rest:
         scan.read_fds(pid)
     if scan.is_unexplained():
+        scan.read_other_segments(lambda pid: True)
         for pid in sorted(set(pids).difference(mapping)):
             scan.read_maps(pid)
         scan.read_named_fds()
@@ -388,6 +390,7 @@ class _Scan:
         self._timeouts = 0
         self._drm: dict[tuple[bytes, ...], int] = {}
         self._own_ipc = self._find_own_ipc()
+        self._entered: set[int | None] = {self._own_ipc}
 
     # --- what is there without looking into processes
 
@@ -408,12 +411,15 @@ class _Scan:
             return
         self._add_segments(self._own_ipc, data)
 
-    def read_other_segments(self) -> None:
-        """One forked child enters each IPC namespace in turn: all of them in one go cost less than a child for each."""
+    def read_other_segments(self, likely: Callable[[int], bool]) -> None:
+        """Those of the IPC namespaces of ``likely`` processes, where they were not read yet.
+
+        One forked child enters each in turn: all of them in one go cost less than a child for each."""
         wanted: dict[int, int] = {}
         for pid, process in self._processes.items():
-            if process.ipc_ns is not None and process.ipc_ns != self._own_ipc:
+            if process.ipc_ns is not None and process.ipc_ns not in self._entered and likely(pid):
                 wanted.setdefault(process.ipc_ns, pid)
+        self._entered |= wanted.keys()
         if not wanted:
             return
         proc = self._host.proc

@@ -335,14 +335,14 @@ class Collector:
         total = memory.partition.shmem_bytes
         now, used, last = self._clock(), _used(mounts), self._attributed
         worth, likely = shmem.UNEXPLAINED_BYTES, frozenset(scan.processes)
-        if thrift is not None and deep == "auto":
-            deep = "spare"
+        if thrift is not None:
             worth = max(worth, min(thrift.moved_bytes, memory.partition.total_bytes // thrift.attribute_share))
             # Containers to which no Shmem to speak of is charged hold none.
-            without = (
-                each for each in containers.values() if each.cgroup and (each.cgroup.shmem_bytes or 0) < worth // 8
-            )
+            cgroups = ((each, each.cgroup) for each in containers.values())
+            without = (each for each, cgroup in cgroups if cgroup and (cgroup.shmem_bytes or 0) < worth // 8)
             likely = likely.difference(*(each.pids for each in without))
+        if thrift is not None and deep == "auto":
+            deep = "spare"
             if last is not None and now - last.taken_at < thrift.max_age_seconds:
                 carried = _carried(last.breakdown, last.used, total, used)
                 if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= worth:
