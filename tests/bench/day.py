@@ -13,8 +13,6 @@ import sys
 import time
 from typing import Any
 
-from bench.node import synthetic_node
-
 GROWTH_BYTES = 1_000_000
 CHUNK = 3
 
@@ -61,6 +59,7 @@ def main() -> int:
         agent()
         return 0
     from bench.coprocess import coprocess
+    from bench.node import synthetic_node
 
     steps = sorted({CHUNK, *(options.scans * part // 10 for part in (1, 2, 4, 6, 8, 10))})
     seen: list[tuple[int, dict[str, Any]]] = []
