@@ -58,6 +58,14 @@ format: $(VENV)/.installed-test ## Rewrite the code in the project's format
 bench: $(VENV)/.installed-test ## Scanner against the C yardstick, as ratios
 	PYTHONPATH=tests $(BIN)/python -m bench
 
+.PHONY: bench-agent
+bench-agent: $(VENV)/.installed-test ## Memory of the whole agent, publishing to a real API server
+	PYTHONPATH=tests $(BIN)/python -m bench.agent_rss
+
+.PHONY: bench-day
+bench-day: $(VENV)/.installed-test ## 5,000 scans while pods come and go: memory and descriptors stay flat
+	PYTHONPATH=tests $(BIN)/python -m bench.day
+
 .PHONY: clean
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

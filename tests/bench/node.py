@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
@@ -48,9 +48,13 @@ class Node:
     memory_root: Path
     cgroup_version: str
     processes: dict[int, Truth]
-    containers: list[str]
+    pods: "_Pods"
     reports: int
     scratch: Path
+
+    @property
+    def containers(self) -> list[str]:
+        return [path for paths in self.pods.containers.values() for path in paths]
 
     @property
     def active(self) -> list[int]:
@@ -63,6 +67,53 @@ class Node:
         for pid in active:
             os.kill(pid, signal.SIGUSR1)
         _collect(self.reports, len(active))
+
+    def churn(self, count: int = 1) -> list[tuple[list[str], list[str]]]:
+        """``count`` pods end and as many start, in turn: the containers of the old and of the new one."""
+        return [self.pods.replace() for _ in range(count)]
+
+
+@dataclass(slots=True)
+class _Pods:
+    """The pods by number, and what it takes to start one."""
+
+    root: Path
+    top: Path
+    version: str
+    command: list[str]
+    per_container: int
+    reports: int
+    reporting: int
+    known: dict[int, Truth]
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    containers: dict[int, list[str]] = field(default_factory=dict)
+    made: int = 0
+
+    def start(self, number: int) -> None:
+        qos, adj = _QOS[number % len(_QOS)]
+        paths = _make_cgroups(self.root, self.top, self.version, qos, self.made)
+        self.made += 1
+        tmpfs = TMPFS // PODS + (number < TMPFS % PODS)
+        command = [*self.command, str(tmpfs), str(self.per_container), adj, str(self.reporting)]
+        command += [f"{self.root}{path}/cgroup.procs" for path in paths]
+        pod = self.running[number] = subprocess.Popen(command, pass_fds=[self.reporting])
+        self.containers[number] = paths
+        for pid, container, actual_adj in _collect(self.reports, 1 + self.per_container * (len(paths) - 1)):
+            # The first process of each container but the sandbox has the shared memory; its forks came before that.
+            first = pid != pod.pid and Path(f"/proc/{pid}/comm").read_bytes().strip() == b"app"
+            self.known[pid] = Truth(paths[container], actual_adj, SHARED_BYTES if first else 0)
+
+    def replace(self) -> tuple[list[str], list[str]]:
+        number = self.made % PODS
+        old = self.containers[number]
+        gone = set(old)
+        for pid in [pid for pid, truth in self.known.items() if truth.cgroup in gone]:
+            del self.known[pid]
+        directory = (self.root / old[0].lstrip("/")).parent
+        _stop([self.running[number]], directory)
+        _remove_tree(directory)
+        self.start(number)
+        return old, self.containers[number]
 
 
 def build(source: str, into: Path, *options: str) -> Path:
@@ -89,28 +140,12 @@ def synthetic_node(processes: int) -> Iterator[Node]:
         reading, writing = os.pipe()
         stack.callback(os.close, reading)
         stack.callback(os.close, writing)
-        pods: list[subprocess.Popen[bytes]] = []
-        known: dict[int, Truth] = {}
+        pods = _Pods(root, top, version, [str(pod_program), str(scratch)], per_container, reading, writing, {})
         stack.callback(_remove_tree, top)
-        stack.callback(_stop, pods, top)
-        containers: list[str] = []
-        for pod in range(PODS):
-            qos, adj = _QOS[pod % len(_QOS)]
-            paths = _make_cgroups(root, top, version, qos, pod)
-            tmpfs = TMPFS // PODS + (pod < TMPFS % PODS)
-            command = [str(pod_program), str(scratch), str(tmpfs), str(per_container), adj, str(writing)]
-            command += [f"{root}{path}/cgroup.procs" for path in paths]
-            pods.append(subprocess.Popen(command, pass_fds=[writing]))
-            first = len(containers)
-            containers += paths
-            for pid, container, actual_adj in _collect(reading, 1 + per_container * (len(paths) - 1)):
-                known[pid] = Truth(containers[first + container], actual_adj, 0)
-        leaders = {pod.pid for pod in pods}
-        # The first process of each container but the sandbox has the shared memory; its forks came before that.
-        for pid, truth in known.items():
-            if pid not in leaders and os.fsencode("app") == Path(f"/proc/{pid}/comm").read_bytes().strip():
-                known[pid] = Truth(truth.cgroup, truth.oom_score_adj, SHARED_BYTES)
-        yield Node(root, version, known, containers, reading, scratch)
+        stack.callback(lambda: _stop(list(pods.running.values()), top))
+        for number in range(PODS):
+            pods.start(number)
+        yield Node(root, version, pods.known, pods, reading, scratch)
 
 
 def _memory_hierarchy() -> tuple[Path, str]:

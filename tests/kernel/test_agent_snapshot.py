@@ -66,6 +66,7 @@ def test_a_refresh_sees_memory_tmpfs_and_containers_move(collector: Collector) -
         workloads.tmpfs_here(8 * MIB, limit=256 * MIB) as here,
         workloads.container_cgroup("0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d", container_id) as place,
     ):
+        collector.collect(full=False)  # the first one reads less of each container
         before = collector.collect(full=False)
         assert adds_up(before)
         workloads.fill(f"{here.path}/more", 100 * MIB)
@@ -153,6 +154,39 @@ def test_shared_memory_is_attributed_again_when_much_came(collector: Collector) 
         again = collector.collect(full=False)
         assert (again.shmem.memfd_bytes or 0) - (before.shmem.memfd_bytes or 0) >= 150 * MIB
         assert adds_up(again)
+
+
+def test_what_is_spared_is_asked_at_once_when_shmem_moves_unexplained(collector: Collector) -> None:
+    with workloads.tmpfs_here(256 << 10, limit=512 * MIB) as here:
+        for _ in range(4):
+            snapshot = collector.collect(full=False)
+        workloads.fill(f"{here.path}/little", 128 << 10)
+        later = []
+        for _ in range(5):
+            snapshot = collector.collect(full=False)
+            later.append(snapshot.mounts.superblocks[here.device].used_bytes)
+        assert later[-1] == 384 << 10, "within five scans"
+        workloads.fill(f"{here.path}/much", 40 * MIB)
+        assert collector.collect(full=False).mounts.superblocks[here.device].used_bytes == (384 << 10) + 40 * MIB
+
+
+def test_a_refresh_sees_a_small_tmpfs_fill(collector: Collector) -> None:
+    with workloads.tmpfs_here(256 << 10, limit=512 * MIB) as here:
+        snapshot = collector.collect(full=False)
+        workloads.fill(f"{here.path}/much", 40 * MIB)
+        refreshed = collector.refresh(snapshot)
+    assert refreshed.mounts.superblocks[here.device].used_bytes == (256 << 10) + 40 * MIB
+
+
+def test_the_split_of_a_container_is_read_again_when_its_usage_moved(collector: Collector) -> None:
+    container_id = secrets.token_hex(32)
+    with workloads.container_cgroup("0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d", container_id) as place:
+        for _ in range(4):
+            collector.collect(full=False)
+        with workloads.shared_anonymous(8 * MIB, cgroup=place):
+            cgroup = collector.collect(full=False).containers[container_id].cgroup
+    assert cgroup is not None
+    assert cgroup.shmem_bytes == 8 * MIB
 
 
 def test_growth_of_a_tmpfs_alone_costs_no_new_attribution(collector: Collector) -> None:

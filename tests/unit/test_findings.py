@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgrouptrees import ID, UID, V1_MOUNTINFO, V2_MOUNTINFO, Figures, v1_files, v2_files
+from nodemem.agent import exposures
 from nodemem.cli import oom_exposed
 from nodemem.kernel import oom
 from nodemem.kernel.capture import ReplayHost
@@ -27,7 +28,7 @@ from nodemem.node.adj import GUARANTEED_OLD, drift, expected_oom_score_adj
 from nodemem.node.exposure import ContainerOutlook, Exposure, Severity
 from nodemem.node.oomdomains import HeldTmpfs, Node, Place
 from nodemem.node.owners import ContainerRef, Owner, PodRef, ServiceRef
-from nodemem.node.snapshot import Collector
+from nodemem.node.snapshot import Collector, Thrift
 from unit.test_oom import GOLDEN_PAGES, table
 
 GIB = 1 << 30
@@ -847,6 +848,32 @@ def test_places_have_the_order_of_joining_where_it_can_matter() -> None:
     assert found[POD].joined is None  # v1 sorts cgroup.procs
     assert found[f"{POD}/{APP_ID}"].container_id == APP_ID
     assert Path(found[POD].path).name == f"pod{UID}"
+
+
+MORE = st.lists(
+    st.tuples(
+        st.sampled_from([1, 4000, 3_900_000, 4_100_000]),
+        st.sampled_from([-1000, -999, -998, -900, -1, 0, 1, 300, 1000]),
+        st.sampled_from([PAUSE_ID, APP_ID, ""]),
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(MORE, st.booleans(), st.booleans(), st.booleans())
+def test_the_agent_that_looks_where_there_may_be_one_misses_no_exposure(
+    more: list[tuple[int, int, str]], accurate: bool, v2: bool, group: bool
+) -> None:
+    tasks = [
+        (Task(70000 + at, f"more{at}", pages, oom_score_adj=adj), f"{POD}/{inside}".rstrip("/"))
+        for at, (pages, adj, inside) in enumerate(more)
+    ]
+    host = node_of_the_commit(accurate=accurate, more=tasks, v2=v2, group=group)
+    snapshot = Collector(host).collect(deep="never", inspect=0, writers_of=0)
+    everything = findings.find(snapshot).exposures
+    sparing = exposures.find(Collector(host, Thrift()).collect(full=False))
+    assert [each.outlook for each in sparing] == [each.outlook for each in everything]
 
 
 def test_on_v2_the_order_of_joining_decides_and_not_that_of_starting() -> None:

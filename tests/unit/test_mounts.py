@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
+from nodemem.kernel.mountinfo import Lines, MountNode, MountTree, QuickLook, parse_rows
 from nodemem.kernel.mounts import MountScan, MountTable, parse_mountinfo
 
 MIB = 1 << 20
@@ -311,3 +312,68 @@ def test_memory_namespace_files_are_looked_into_only_when_no_process_is_there() 
     ((what, why),) = [(item.what, item.why) for item in not_allowed.unreadable]
     assert what == "mount namespace without a process"
     assert "CAP_SYS_ADMIN" in why
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(numbers, numbers, paths, st.sampled_from(["tmpfs", "ext4", "fuse.x"]))), st.booleans())
+def test_quick_look_agrees_with_the_tree_or_leaves_it_to_it(lines: list[Any], trusted: bool) -> None:
+    rows, broken = parse_rows("".join(line(*fields) for fields in lines).encode(), Lines())
+    assert not broken
+    quick, tree = QuickLook(rows, trusted), MountTree(trusted)
+    for mount_id, parent_id, rest in rows:
+        tree.add(int(mount_id), MountNode(int(parent_id), rest.path, rest.fstype))
+    for mount_id, _, _ in rows:
+        assert quick.look(mount_id) in (None, tree.look(int(mount_id)))
+
+
+def test_quick_look_is_sure_of_what_containers_have() -> None:
+    text = ROOT + line(2, 1, "/dev") + line(3, 2, "/dev/shm") + line(4, 3, "/dev/shm") + line(5, 1, "/n", "nfs4")
+    rows, _ = parse_rows((text + line(6, 5, "/n/t")).encode(), Lines())
+    quick = QuickLook(rows)
+    looks = {int(mount_id): quick.look(mount_id) for mount_id, _, _ in rows}
+    assert looks == {
+        1: (False, None),
+        2: (False, None),
+        3: (True, None),
+        4: (False, None),
+        5: (False, None),
+        6: (False, "nfs4 at /n"),
+    }
+
+
+def test_sparing_scan_reads_again_what_the_host_mounts_and_what_fails_and_the_rest_in_turn() -> None:
+    class Texts(ChangingHost):
+        def __init__(self) -> None:
+            super().__init__()
+            self.texts = {1: ROOT, 5: ROOT}
+            self.reads: list[str] = []
+            self.gone: set[str] = set()
+
+        def read(self, path: str) -> bytes:
+            self.reads.append(path)
+            return self.texts[int(path.split("/")[2])].encode()
+
+        def observe(self, key: str, measure: Any) -> Any:
+            if any(key.endswith(path) for path in self.gone):
+                raise OSError(errno.ESTALE, "gone")
+            return [64 * MIB, 2 * MIB, 10, 1]
+
+    host, namespaces = Texts(), {1010: [1], 5050: [5]}
+    table = MountTable(host)
+    for _ in range(3):
+        table.scan(namespaces, sparing=True)
+    host.texts[1] += line(2, 1, "/host")
+    host.texts[5] += line(3, 1, "/inside")
+    host.reads.clear()
+    assert "0:2" in table.scan(namespaces, sparing=True).superblocks
+    assert host.reads == ["/proc/1/mountinfo"]
+    seen = [sorted(table.scan(namespaces, sparing=True).superblocks) for _ in range(10)]
+    assert seen[-1] == ["0:2", "0:3"]
+    host.texts[5] = ROOT
+    host.gone.add("/inside")
+    assert sorted(table.scan(namespaces, sparing=True).superblocks) == ["0:2"], "a look-up that fails is followed up"
+    host.texts[6] = ROOT + line(6, 1, "/other")
+    seen = sorted(table.scan({1010: [1], 5050: [6]}, sparing=True).superblocks)
+    assert seen == ["0:2", "0:6"], "the number of a namespace that ended is given out again"
+    host.texts[5] += line(4, 1, "/again")
+    assert sorted(table.scan(namespaces).superblocks) == ["0:2", "0:4"]

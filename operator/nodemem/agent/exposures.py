@@ -11,8 +11,9 @@ from nodemem.node.status import ExposureStatus, MitigationStatus, ProcessRef
 
 
 def find(snapshot: Snapshot) -> list[Exposure]:
-    """The most pressing ones first. Costs a walk of the cgroups."""
-    _, exposures = exposure.assess(oomdomains.places(snapshot), oomdomains.node_of(snapshot))
+    """The most pressing ones first. Costs a walk of the cgroups of pods in which there may be one."""
+    places = oomdomains.places(snapshot, oomdomains.suspects(snapshot))
+    _, exposures = exposure.assess(places, oomdomains.node_of(snapshot))
     return exposures
 
 

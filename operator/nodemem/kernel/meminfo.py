@@ -943,7 +943,10 @@ def _learn(reader: _Reader, fields: Mapping[str, int]) -> Layout:
     stacks_in, guessed = IN_VMALLOC, True
     data = reader.read(f"{host.proc}/vmallocinfo")
     if data is not None:
-        stacks = kernelmem.vmalloc_stack_bytes(kernelmem.parse_vmallocinfo(data, host.page_size))
+        names = [name.encode("ascii") for name in kernelmem.STACK_CALLERS]
+        lines = (line for line in data.splitlines() if any(name in line for name in names))
+        # One stack is enough: there is a line for each thread.
+        stacks = any(kernelmem.vmalloc_stack_bytes(kernelmem.parse_vmallocinfo(line, host.page_size)) for line in lines)
         stacks_in, guessed = (IN_VMALLOC if stacks else IN_PAGES), False
     elif vmalloc_used_is_memory(fields) and fields["VmallocUsed"] < fields.get("KernelStack", 0):
         stacks_in, guessed = IN_PAGES, False

@@ -13,27 +13,47 @@ between mountinfo and look-up.
 """
 
 import errno
+import itertools
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from nodemem.kernel import mountusage
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mountinfo import MEMORY_FILESYSTEMS, MountNode, MountTree, split_line, unescape
+from nodemem.kernel.mountinfo import (
+    Lines,
+    MountNode,
+    MountTree,
+    QuickLook,
+    Row,
+    parse_rows,
+)
 from nodemem.kernel.mountinfo import Mount as Mount
 from nodemem.kernel.mountinfo import parse_mountinfo as parse_mountinfo
 
+ROTATION = 10
+"""A sparing scan reads the mountinfo of every ROTATIONth namespace: in so many scans each has had its turn."""
+
+QUIET_ROTATION = 5
+"""... and the usage of every QUIET_ROTATIONth quiet tmpfs."""
+
+SETTLING = 2
+"""So many further scans read the mountinfo of a new namespace: runtimes mount after they have made it."""
+
+QUIET_BYTES = 1 << 20
+
+_MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ESRCH)
+
 _MAX_READERS = 64  # processes tried for the mountinfo of one namespace
 _MAX_TRIES = 64  # mount points tried for one superblock in one scan
+_LOST_TRIES = 2  # the same, sparing, where none led there before
 _MAX_KEPT_NAMESPACES = 32  # process-less namespaces looked into in one scan
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
+class MountPoint(NamedTuple):
     """One place where a superblock is mounted.
 
     ``root`` is the directory of the filesystem that shows there: "/" or, for a bind mount of a subdirectory, that one
@@ -89,59 +109,47 @@ class MountScan:
 
 @dataclass(slots=True)
 class _View:
-    """What one namespace's mountinfo says, kept as long as its text stays the same."""
+    """What one namespace's mountinfo says, kept as long as its text stays the same. ``turn``: of the rotation."""
 
     key: tuple[int, int]
     entries: list[tuple[str, str, str, str, MountPoint]]
     kept: list[tuple[int, MountPoint]]
     broken: int
     root_pid: int | None = None
+    turn: int = 0
+    settling: int = SETTLING
+    members: frozenset[int] = frozenset()
 
 
-def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool) -> _View:
-    tree = MountTree(trusted_root)
-    found: list[tuple[int, list[bytes], list[bytes]]] = []
-    broken = 0
-    for line in data.split(b"\n"):
-        if not line:
-            continue
-        fields = split_line(line)
-        if fields is None:
-            broken += 1
-            continue
-        head, tail = fields
-        mount_id = int(head[0])
-        tree.add(mount_id, MountNode(int(head[1]), head[4], tail[0]))
-        if tail[0] in MEMORY_FILESYSTEMS or (tail[0] == b"nsfs" and head[3].startswith(b"mnt:[")):
-            found.append((mount_id, head, tail))
+def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool, lines: Lines) -> _View:
+    rows, broken = parse_rows(data, lines)
     view = _View(key, [], [], broken)
-    intern = sys.intern  # hundreds of namespaces share the same few strings
-    for mount_id, head, tail in found:
-        hidden, behind = tree.look(mount_id)
-        point = MountPoint(
-            namespace,
-            intern(unescape(head[4])),
-            intern(unescape(head[3])),
-            mount_id,
-            int(head[1]),
-            intern(os.fsdecode(head[5])),
-            hidden,
-            behind,
-        )
-        if tail[0] == b"nsfs":
-            if (inode := head[3][5:-1]).isdigit():
-                view.kept.append((int(inode), point))
+    quick = QuickLook(rows, trusted_root)
+    tree: MountTree | None = None
+    for mount_id, parent_id, line in rows:
+        words = line.words
+        if words is None:
             continue
-        view.entries.append(
-            (
-                intern(head[2].decode("ascii")),
-                intern(tail[0].decode("ascii")),
-                intern(unescape(tail[1])),
-                intern(os.fsdecode(b" ".join(tail[2:]))),
-                point,
-            )
-        )
+        seen = quick.look(mount_id)
+        if seen is None:
+            tree = tree or _tree(rows, trusted_root)
+            seen = tree.look(int(mount_id))
+        hidden, behind = seen
+        device, fstype, source, super_options, path, root, options = words
+        point = MountPoint(namespace, path, root, int(mount_id), int(parent_id), options, hidden, behind)
+        if fstype == "nsfs":
+            if (inode := root[5:-1]).isdigit():
+                view.kept.append((int(inode), point))
+        else:
+            view.entries.append((device, fstype, source, super_options, point))
     return view
+
+
+def _tree(rows: Iterable[Row], trusted_root: bool) -> MountTree:
+    tree = MountTree(trusted_root)
+    for mount_id, parent_id, line in rows:
+        tree.add(int(mount_id), MountNode(int(parent_id), line.path, line.fstype))
+    return tree
 
 
 @dataclass(slots=True)
@@ -153,6 +161,9 @@ class _Group:
     mounts: list[MountPoint]
     usual: MountPoint | None = None
     below: "_Below | None" = None
+    last: Superblock | None = None
+    turn: int = 0
+    lost: bool = False  # when all was read, no mount point led there
 
 
 @dataclass(slots=True)
@@ -200,11 +211,20 @@ class MountTable:
         self._groups: dict[str, _Group] = {}
         self._kept: dict[int, tuple[float, dict[str, Any] | str]] = {}
         self._had_kept = False
+        self._scans = 0
+        self._made = 0
 
-    def scan(self, namespaces: Mapping[int, Sequence[int]]) -> MountScan:
-        """``namespaces``: mount namespace inode -> the processes in it, those to read through first in front."""
+    def scan(self, namespaces: Mapping[int, Sequence[int]], *, sparing: bool = False) -> MountScan:
+        """``namespaces``: mount namespace inode -> the processes in it, those to read through first in front.
+
+        ``sparing`` may miss what only a container did, for a while: a mount that it made or took off itself for
+        ``ROTATION`` scans (what the host mounts is in the namespace of process 1, which is always read), and for
+        ``QUIET_ROTATION`` scans what came into a tmpfs that was quiet (``is_quiet``). All of it is Shmem: who sees
+        that grow without a reason scans again, not sparing. Where a look-up fails, that is done here.
+        """
+        self._scans += 1
         missing: dict[tuple[str, str], int] = {}
-        pids, changed = self._read_all(namespaces, missing)
+        pids, changed, unread = self._read_all(namespaces, missing, sparing)
         kept = self._look_into_kept(namespaces, pids, missing)
         if changed or kept or self._had_kept:
             self._regroup(kept)
@@ -212,16 +232,31 @@ class MountTable:
         for view in self._views.values():
             if view.broken:
                 _count(missing, "lines of mountinfo", "not in the format of proc(5)", view.broken)
-        superblocks = self._measure(namespaces, pids, kept)
+        superblocks = self._measure(namespaces, pids, kept, sparing, unread)
+        if superblocks is None:
+            return self.scan(namespaces)
         unreadable = [Unreadable(what, why, count) for (what, why), count in missing.items()]
         return MountScan(superblocks, unreadable, {**pids, **dict.fromkeys(kept)})
 
     def _read_all(
-        self, namespaces: Mapping[int, Sequence[int]], missing: dict[tuple[str, str], int]
-    ) -> tuple[dict[int, int], bool]:
+        self, namespaces: Mapping[int, Sequence[int]], missing: dict[tuple[str, str], int], sparing: bool
+    ) -> tuple[dict[int, int], bool, set[int]]:
+        """The process that each was read through, whether anything changed, and which were not read."""
         pids: dict[int, int] = {}
+        unread: set[int] = set()
         changed = False
+        turn = self._scans % ROTATION
+        lines = Lines()
         for namespace, members in namespaces.items():
+            view = self._views.get(namespace)
+            if view is not None and members[0] not in view.members and view.members.isdisjoint(members):
+                view = None  # the number of a namespace that ended is given out again
+            if sparing and view is not None and not view.settling and view.turn != turn and members[0] != 1:
+                if len(members) != len(view.members) or not view.members.issuperset(members):
+                    view.members = frozenset(members)
+                pids[namespace] = members[0]
+                unread.add(namespace)
+                continue
             why = ""
             for pid in members[:_MAX_READERS]:
                 try:
@@ -233,10 +268,18 @@ class MountTable:
                     continue
                 pids[namespace] = pid
                 key = (len(data), hash(data))
-                view = self._views.get(namespace)
                 if view is None or view.key != key:
-                    self._views[namespace] = _parse_view(namespace, data, key, 1 in members)
+                    parsed = _parse_view(namespace, data, key, 1 in members, lines)
+                    if view is None:
+                        self._made += 1
+                        parsed.turn = self._made % ROTATION
+                    else:
+                        parsed.turn, parsed.settling = view.turn, view.settling
+                    self._views[namespace] = view = parsed
                     changed = True
+                else:
+                    view.settling = max(0, view.settling - 1)
+                view.members = frozenset(members)
                 break
             else:
                 if why:
@@ -244,7 +287,7 @@ class MountTable:
         for namespace in [gone for gone in self._views if gone not in pids]:
             del self._views[namespace]
             changed = True
-        return pids, changed
+        return pids, changed, unread
 
     def _regroup(self, kept: Mapping[int, tuple[_View, Mapping[str, Any]]]) -> None:
         before = self._groups
@@ -260,9 +303,12 @@ class MountTable:
             if old is not None and old.mounts == group.mounts:
                 group.mounts = old.mounts  # the same list as before says: nothing changed here
             if old is not None and (old.source, old.options) == (group.source, group.options):
-                group.below = old.below
+                group.below, group.last, group.turn, group.lost = old.below, old.last, old.turn, old.lost
                 if old.usual in group.mounts:
                     group.usual = old.usual
+            else:
+                self._made += 1
+                group.turn = self._made % QUIET_ROTATION
         self._groups = groups
 
     def _measure(
@@ -270,24 +316,45 @@ class MountTable:
         namespaces: Mapping[int, Sequence[int]],
         pids: Mapping[int, int],
         kept: Mapping[int, tuple[_View, Mapping[str, Any]]],
-    ) -> dict[str, Superblock]:
+        sparing: bool,
+        unread: Container[int],
+    ) -> dict[str, Superblock] | None:
+        """None: a look-up failed where mountinfo was not read."""
         found: dict[str, Superblock] = {}
         covered: list[_Group] = []
         roots = _Roots(self._host.proc)
         now = self._host.now()
+        turn = self._scans % QUIET_ROTATION
         try:
             for device, group in self._groups.items():
+                last, usual = group.last, group.usual
+                if (
+                    sparing
+                    and last is not None
+                    and usual is not None
+                    and group.turn != turn
+                    and last.mounts is group.mounts
+                    and is_quiet(last)
+                    and last.access_pid in namespaces.get(usual.namespace, ())
+                ):
+                    found[device] = last
+                    continue
                 why = ""
-                for point in self._candidates(group, pids):
+                tries = _LOST_TRIES if sparing and group.lost else _MAX_TRIES
+                for point in itertools.islice(self._candidates(group, pids), tries):
                     try:
                         pid, usage = self._ask(roots, point, device, namespaces[point.namespace], pids[point.namespace])
                     except OSError as error:
+                        if error.errno in _MOVED and point.namespace in unread and not group.lost:
+                            return None
                         why = _why(error, point)
                         continue
-                    group.usual = point
-                    found[device] = _superblock(group, usage, now, pid, f"{self._host.proc}/{pid}/root{point.path}")
+                    group.usual, group.lost = point, False
+                    path = f"{self._host.proc}/{pid}/root{point.path}"
+                    found[device] = group.last = _superblock(group, usage, now, pid, path)
                     break
                 else:
+                    group.lost = group.lost or not sparing
                     usage_list = next((u[device] for _, u in kept.values() if device in u), None)
                     if usage_list is not None:
                         found[device] = _superblock(group, FilesystemUsage(*usage_list), now)
@@ -312,7 +379,7 @@ class MountTable:
         others = [p for p in group.mounts if not p.hidden and p is not usual and p.namespace in pids]
         # The whole filesystem rather than a subdirectory or a file of it: its contents can be listed, too.
         others.sort(key=lambda point: (point.behind is not None, point.root != "/"))
-        yield from others[:_MAX_TRIES]
+        yield from others
 
     def _ask(
         self, roots: _Roots, point: MountPoint, device: str, members: Sequence[int], first: int
@@ -434,8 +501,16 @@ class MountTable:
                 _count(missing, what, answer)
                 continue
             data = os.fsencode(answer["mountinfo"])
-            result[inode] = (_parse_view(inode, data, (0, 0), False), answer["usage"])
+            result[inode] = (_parse_view(inode, data, (0, 0), False, Lines()), answer["usage"])
         return result
+
+
+def is_quiet(superblock: Superblock) -> bool:
+    """It holds little, and less than half of what it may: what comes next is no figure that anybody acts on."""
+    size, used, inodes = superblock.size_bytes, superblock.used_bytes, superblock.inodes
+    if size is None or used is None or used >= QUIET_BYTES or 2 * used >= size:
+        return False
+    return inodes is None or 2 * (superblock.inodes_used or 0) < inodes
 
 
 def _count(missing: dict[tuple[str, str], int], what: str, why: str, count: int = 1) -> None:

@@ -13,7 +13,10 @@ from typing import NamedTuple
 from nodemem.kernel.host import Host, Unreadable
 
 ROTATION = 10
-"""A scan re-reads everything of every ROTATIONth process; in this many scans each process has had its turn."""
+"""A scan looks closer at every ROTATIONth process; in this many scans each process has had its turn."""
+
+STATUS_TURNS = 3
+"""Of so many turns one reads status, too, where statm says that memory is as it was."""
 
 SETTLING = 2
 """So many further scans re-read everything of a process first seen: runtimes exec, move it to its cgroup, set its
@@ -40,12 +43,12 @@ class Process:
     0, and ``cgroup`` may already be the root. ``oom_score_adj``, ``cgroup``, ``mnt_ns`` and ``ipc_ns`` are None for
     kernel threads (never asked), where the kernel has no such file, and where it refuses it (``ProcessScan.unreadable``
     says so then). ``cgroup`` is the path in the hierarchy that has the memory controller. ``uid`` is the real one.
-    ``start_time_ticks`` counts from boot in units of ``Host.clock_ticks``.
+    ``start_time_ticks`` counts from boot in units of ``Host.clock_ticks``; None after a hurried first look.
     """
 
     pid: int
     ppid: int
-    start_time_ticks: int
+    start_time_ticks: int | None
     comm: str
     state: str
     uid: int
@@ -276,9 +279,10 @@ class ProcessTable:
     - Which processes exist, and that no value is an earlier process's with the same pid: always current.
     - Where the kernel's ``statm`` changed (pages: virtual, resident, resident file and shmem, data), ``status`` is read
       again: memory by kind, swap, page tables, hugetlb, threads, state, comm, uid, ppid.
-    - What can change while statm stays as it was is at most ``ROTATION`` scans old: ``oom_score_adj``, cgroup and
-      namespaces; comm, uid, ppid, threads, state (but for death, which empties statm); page tables of memory only read
-      and never written; one kind of page for another, as in a swap-out made up for by a swap-in.
+    - What can change while statm stays as it was: ``oom_score_adj``, cgroup and namespaces are at most ``ROTATION``
+      scans old. Three times as old (``STATUS_TURNS``): comm, uid, ppid, threads, state (but for death, which empties
+      statm); page tables of memory only read and never written; one kind of page for another, as in a swap-out made up
+      for by a swap-in.
     - In its first 1 + ``SETTLING`` scans a process is read completely, and so it is when its comm or uid is seen to
       change. ``scan(full=True)`` reads everything of every process.
 
@@ -292,8 +296,11 @@ class ProcessTable:
         self._status = StatusParser()
         self._cgroups: dict[bytes, str | None] = {}
 
-    def scan(self, full: bool = False) -> ProcessScan:
-        """One pass over /proc. Raises nothing: what can't be read is in the result."""
+    def scan(self, full: bool = False, *, hurried: bool = False) -> ProcessScan:
+        """One pass over /proc. Raises nothing: what can't be read is in the result.
+
+        ``hurried`` leaves out when the processes seen for the first time were started; the next scan has it.
+        """
         host = self._host
         read = host.read_small
         proc = host.proc
@@ -303,6 +310,7 @@ class ProcessTable:
         vanished = 0
         # A rotation by pid, not by place in the listing: every pid gets its turn, whoever comes and goes.
         turn = self._scans % ROTATION
+        whole = self._scans // ROTATION % STATUS_TURNS
         self._scans += 1
         try:
             listing, identified = self._listing()
@@ -319,13 +327,16 @@ class ProcessTable:
                 if seen is not None and seen.inode != inode and not self._same(seen, name, inode):
                     seen = None
                 if seen is None:
-                    seen = self._read(pid, name, inode)
+                    seen = self._read(pid, name, inode, hurried=hurried and identified)
                 elif full or seen.settling or pid % ROTATION == turn:
                     # statm before status: a change in between is then noticed by the next scan.
                     statm = b"" if seen.process.kernel_thread else read(f"{proc}/{name}/statm")
                     settling = max(seen.settling - 1, 0)
-                    seen = self._read(pid, name, inode)
-                    seen.statm, seen.settling = statm, settling
+                    if full or seen.settling or statm != seen.statm or pid // ROTATION % STATUS_TURNS == whole:
+                        seen = self._read(pid, name, inode, None if full else seen.process)
+                        seen.statm, seen.settling = statm, settling
+                    else:
+                        self._check(seen, pid, name)
                 elif not seen.process.kernel_thread:
                     statm = read(f"{proc}/{name}/statm")
                     if statm != seen.statm or seen.restless:
@@ -363,8 +374,8 @@ class ProcessTable:
         """
         proc = self._host.proc
         try:
-            found = self._host.observe(f"pids {proc}", lambda: _pids(proc))
-            return {str(name): int(inode) for name, inode in found.items()}, True
+            found: dict[str, int] = self._host.observe(f"pids {proc}", lambda: _pids(proc))
+            return found, True
         except FileNotFoundError:
             names = [name for name in self._host.listdir(proc) if name.isdecimal() and name.isascii()]
             return dict.fromkeys(sorted(names, key=int), 0), False
@@ -390,31 +401,60 @@ class ProcessTable:
         )
         return seen
 
-    def _read(self, pid: int, name: str, inode: int) -> _Seen:
-        """Everything of one process.
+    def _check(self, seen: _Seen, pid: int, name: str) -> None:
+        """What can change while the memory stays, and decides something: oom_score_adj, cgroup, namespaces."""
+        was = seen.process
+        if was.kernel_thread or not was.has_mm or seen.restless or seen.denied:
+            again = self._read(pid, name, seen.inode)
+            seen.process, seen.restless, seen.denied = again.process, again.restless, again.denied
+            return
+        host = self._host
+        base = f"{host.proc}/{name}"
+        adj = int(host.read_small(base + "/oom_score_adj"))
+        membership = host.read_small(base + "/cgroup")
+        cgroup = self._cgroup(membership if len(membership) < _SMALL else host.read(base + "/cgroup"))
+        mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
+        ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
+        if (adj, cgroup, mnt_ns, ipc_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns):
+            seen.process = self._read(pid, name, seen.inode).process
+
+    def _read(self, pid: int, name: str, inode: int, known: Process | None = None, *, hurried: bool = False) -> _Seen:
+        """Everything of one process; ``known`` to be the same as then, its start time needn't be asked again.
 
         Raises FileNotFoundError or ProcessLookupError if it is gone, another OSError if refused, or MalformedError.
         """
         host = self._host
         base = f"{host.proc}/{name}"
-        stat = parse_stat(host.read_small(base + "/stat"))
-        if stat.flags & _PF_KTHREAD:
-            return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
-        if stat.state not in "ZX":
+        stat: Stat | None = None
+        started: int | None = None
+        early: Status | None = None
+        if known is not None and known.start_time_ticks is not None and known.has_mm:
+            started = known.start_time_ticks
+        elif hurried:
+            data = self._read_status(base + "/status")
+            early = self._status.parse(data) if b"\nVmSize:" in data else None
+        if started is None and (early is None or not early.has_mm):
+            stat = parse_stat(host.read_small(base + "/stat"))
+            if stat.flags & _PF_KTHREAD:
+                return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
+            started = stat.start_time_ticks
+        if stat is None or stat.state not in "ZX":
             try:
                 # In the order of _read_carefully, and for the reason given there.
                 adj = int(host.read_small(base + "/oom_score_adj"))
                 membership = host.read_small(base + "/cgroup")
                 mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
                 ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
-                status = self._status.parse(self._read_status(base + "/status"))
+                status = early or self._status.parse(self._read_status(base + "/status"))
             except (FileNotFoundError, PermissionError, ValueError):
                 pass
             else:
                 if status.has_mm and len(membership) < _SMALL:
                     comm, cgroup = os.fsdecode(status.comm), self._cgroup(membership)
-                    process = _process(pid, stat.start_time_ticks, comm, status, adj, cgroup, mnt_ns, ipc_ns)
+                    process = _process(pid, started, comm, status, adj, cgroup, mnt_ns, ipc_ns)
                     return _Seen(inode, process, b"", SETTLING, False, ())
+        if stat is None:
+            stat = parse_stat(host.read_small(base + "/stat"))
         return self._read_carefully(pid, base, inode, stat)
 
     def _read_carefully(self, pid: int, base: str, inode: int, stat: Stat) -> _Seen:
@@ -565,7 +605,7 @@ def _kernel_thread(pid: int, stat: Stat) -> Process:
 
 def _process(
     pid: int,
-    start_time_ticks: int,
+    start_time_ticks: int | None,
     comm: str,
     status: Status,
     oom_score_adj: int | None,

@@ -20,7 +20,7 @@ to processes that can't be read.
 import errno
 import os
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -30,12 +30,13 @@ from nodemem.kernel.mounts import MountScan, Superblock
 from nodemem.kernel.procfs import Process
 
 Kind = Literal["sysv", "memfd", "sharedAnonymous", "deletedOpen", "kernelInternal"]
-Deep = Literal["auto", "always", "never"]
+Deep = Literal["auto", "always", "never", "spare"]
 
 _BLOCK = 512
 _DELETED = " (deleted)"
 _UNEXPLAINED_SHARE = 100  # a hundredth of Shmem, or
-_UNEXPLAINED_BYTES = 1 << 20  # this much, is worth looking at the descriptors of all processes
+UNEXPLAINED_BYTES = 1 << 20  # this much, is worth looking at the descriptors of all processes
+_TAIL = 8  # of what is worth a look, the part that may be left to the many processes that map a little each
 _MAX_PROBES = 64  # unknown mounts looked at in one scan, each by a forked child
 _MAX_TIMEOUTS = 2
 _PROBE_SECONDS = 2.0
@@ -46,6 +47,7 @@ _SHM_DEST = 0o1000
 _MAPPING = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) [0-9a-f]+ 00:(?!0+ )([0-9a-f]+) (\d{1,20})(?: +(.*))?$", re.MULTILINE
 )
+_ANY_MAPPING = re.compile(rb" 00:(?!0+ )")  # most processes map no such file: this is told ten times as fast
 _MOUNT = re.compile(rb"^(\d+) \d+ (\d+:\d+) ", re.MULTILINE)
 _SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) |^Rss: +(\d+) kB", re.MULTILINE)
 _DRM = re.compile(rb"^(drm-[\w-]+):[ \t]*(\S+)(?:[ \t]+([KM]iB))?", re.MULTILINE)
@@ -158,6 +160,8 @@ class Writer:
 
 def parse_maps(data: bytes, devices: Container[str] | None = None) -> Iterator[MappedFile]:
     """The mappings of files on ``devices`` (all of major 0 if None). Lines of another form are passed over."""
+    if _ANY_MAPPING.search(data) is None:
+        return
     for match in _MAPPING.finditer(data):
         start, end, permissions, minor, inode, raw = match.groups(b"")
         device = f"0:{int(minor, 16)}"
@@ -214,6 +218,8 @@ def attribute(
     candidates: Collection[int] | None = None,
     walked_bytes: Mapping[str, int] | None = None,
     fields: Mapping[str, int] | None = None,
+    worth_bytes: int = UNEXPLAINED_BYTES,
+    likely: Callable[[int], bool] = lambda pid: True,
 ) -> Breakdown:
     """Find what makes up ``shmem_bytes``.
 
@@ -221,47 +227,74 @@ def attribute(
     of processes with shared memory in their RSS; then, only if more than 1 % of Shmem and 1 MiB is still unexplained,
     the descriptors of all and the maps of the rest. "always" reads these in any case. Both look for tmpfs that are
     mounted nowhere only while so much is unexplained.
+    "spare" is for looking again and again: where tmpfs explain all but ``worth_bytes``, and processes map no more than
+    that, no process is looked into. Else the maps of those that map most, then, while more is unexplained, the
+    descriptors of ``likely`` processes, then all else.
+    IPC namespaces without a ``likely`` process are entered in the end only, while something is unexplained.
     ``candidates`` limits which processes are looked into. ``walked_bytes``: per device, what a walk found allocated in
     a tmpfs without a size limit (the kernel keeps no count for it). ``fields``: a parsed /proc/meminfo; read if None.
     """
     if fields is None:
         fields = meminfo.parse(host.read(f"{host.proc}/meminfo"))
-    scan = _Scan(host, shmem_bytes, processes, mounts, walked_bytes or {}, fields)
+    scan = _Scan(host, shmem_bytes, processes, mounts, walked_bytes or {}, fields, worth_bytes)
     pids = [pid for pid in (processes if candidates is None else sorted(candidates)) if _has_memory(processes, pid)]
     scan.read_own_segments()
     if deep == "never":
         return scan.breakdown(looked=False, deep=False)
+    mapping = [pid for pid in pids if deep == "always" or processes[pid].rss_shmem_bytes != 0]
+    if deep == "spare":
+        mapped = sum(processes[pid].rss_shmem_bytes or 0 for pid in mapping)
+        if not scan.is_unexplained() and mapped <= scan.worth_bytes:
+            return scan.breakdown(looked=False, deep=False)
+        mapping = _largest_first(processes, mapping, mapped - scan.worth_bytes // _TAIL)
     scan.learn_internal_device()
-    scan.read_other_segments()
-    for pid in pids:
-        if deep == "always" or processes[pid].rss_shmem_bytes != 0:
-            scan.read_maps(pid)
+    scan.read_other_segments(likely)
+    for pid in mapping:
+        scan.read_maps(pid)
     read_fds = deep == "always" or scan.is_unexplained()
-    if read_fds:
-        for pid in pids:
+    rest = pids if read_fds else []
+    if read_fds and deep == "spare":
+        first = [pid for pid in pids if likely(pid)]
+        for pid in first:
             scan.read_fds(pid)
+        rest = sorted(set(pids).difference(first)) if scan.is_unexplained() else []
+    for pid in rest:
+        scan.read_fds(pid)
     if scan.is_unexplained():
-        if deep != "always":
-            for pid in pids:
-                if processes[pid].rss_shmem_bytes == 0:
-                    scan.read_maps(pid)
+        scan.read_other_segments(lambda pid: True)
+        for pid in sorted(set(pids).difference(mapping)):
+            scan.read_maps(pid)
         scan.read_named_fds()
         scan.probe_mapped()
         scan.probe_directories(pids)
     return scan.breakdown(looked=True, deep=read_fds)
 
 
-def writers(host: Host, superblock: Superblock, processes: Mapping[int, Process]) -> list[Writer]:
+def _largest_first(processes: Mapping[int, Process], pids: Iterable[int], bytes_wanted: int) -> list[int]:
+    """Those that map most, as many as it takes to have ``bytes_wanted`` of what all map, and where it is unknown."""
+    found: list[int] = []
+    for pid in sorted(pids, key=lambda pid: -(processes[pid].rss_shmem_bytes or 1 << 62)):
+        if bytes_wanted <= 0:
+            break
+        found.append(pid)
+        bytes_wanted -= processes[pid].rss_shmem_bytes or 0
+    return found
+
+
+def writers(
+    host: Host, superblock: Superblock, processes: Mapping[int, Process], *, everywhere: bool = True
+) -> list[Writer]:
     """The processes that can be writing to a tmpfs now, most open files first. Reads descriptors and maps of all of
-    them.
+    them; not ``everywhere``: of those in mount namespaces that have it, which misses who was handed a descriptor.
 
     One that opens a file, writes and closes it again is only seen if it happens to be at it. Unreadable ones are left
     out.
     """
     ids = {str(point.mount_id).encode() for point in superblock.mounts}
     found: list[Writer] = []
-    for pid in processes:
-        if not _has_memory(processes, pid):
+    namespaces_with_it = {point.namespace for point in superblock.mounts}
+    for pid, process in processes.items():
+        if not _has_memory(processes, pid) or not (everywhere or process.mnt_ns in namespaces_with_it):
             continue
         try:
             names = {f"fd {name}" for name in _writing_fds(host, pid, ids)}
@@ -325,9 +358,11 @@ class _Scan:
         mounts: MountScan,
         walked: Mapping[str, int],
         fields: Mapping[str, int],
+        worth_bytes: int,
     ) -> None:
         self._host = host
         self._total = shmem_bytes
+        self.worth_bytes = max(shmem_bytes // _UNEXPLAINED_SHARE, worth_bytes)
         self._processes = processes
         self._mounts = mounts
         self._walked = walked
@@ -350,11 +385,12 @@ class _Scan:
         for superblock in self._mounts.superblocks.values():
             for point in superblock.mounts:
                 self._device_of_mount[str(point.mount_id).encode()] = superblock.device
-        self._learned = False
+        self._learned: set[int | None] = set()
         self._probes = 0
         self._timeouts = 0
         self._drm: dict[tuple[bytes, ...], int] = {}
         self._own_ipc = self._find_own_ipc()
+        self._entered: set[int | None] = {self._own_ipc}
 
     # --- what is there without looking into processes
 
@@ -375,12 +411,15 @@ class _Scan:
             return
         self._add_segments(self._own_ipc, data)
 
-    def read_other_segments(self) -> None:
-        """One forked child enters each IPC namespace in turn: all of them in one go cost less than a child for each."""
+    def read_other_segments(self, likely: Callable[[int], bool]) -> None:
+        """Those of the IPC namespaces of ``likely`` processes, where they were not read yet.
+
+        One forked child enters each in turn: all of them in one go cost less than a child for each."""
         wanted: dict[int, int] = {}
         for pid, process in self._processes.items():
-            if process.ipc_ns is not None and process.ipc_ns != self._own_ipc:
+            if process.ipc_ns is not None and process.ipc_ns not in self._entered and likely(pid):
                 wanted.setdefault(process.ipc_ns, pid)
+        self._entered |= wanted.keys()
         if not wanted:
             return
         proc = self._host.proc
@@ -421,20 +460,22 @@ class _Scan:
 
     def learn_mounts(self) -> None:
         """Every mount id and device of every namespace, to tell what is mounted nowhere. Costly: once, when needed."""
-        if self._learned:
+        for namespace, pid in self._mounts.pids.items():
+            if pid is not None:
+                self._learn_mounts_of(namespace, pid)
+
+    def _learn_mounts_of(self, namespace: int | None, pid: int) -> None:
+        if namespace in self._learned:
             return
-        self._learned = True
-        for pid in self._mounts.pids.values():
-            if pid is None:
-                continue
-            try:
-                data = self._host.read(f"{self._host.proc}/{pid}/mountinfo")
-            except OSError:
-                continue
-            for match in _MOUNT.finditer(data):
-                device = match[2].decode("ascii")
-                self._devices.add(device)
-                self._device_of_mount.setdefault(match[1], device)
+        self._learned.add(namespace)
+        try:
+            data = self._host.read(f"{self._host.proc}/{pid}/mountinfo")
+        except OSError:
+            return
+        for match in _MOUNT.finditer(data):
+            device = match[2].decode("ascii")
+            self._devices.add(device)
+            self._device_of_mount.setdefault(match[1], device)
 
     # --- what processes show
 
@@ -576,7 +617,9 @@ class _Scan:
         path = f"{self._host.proc}/{pid}/fd/{name}"
         mount_id = _mount_id(self._host.read_small(f"{self._host.proc}/{pid}/fdinfo/{name}"))
         if mount_id is not None and mount_id not in self._device_of_mount:
-            self.learn_mounts()
+            self._learn_mounts_of(self._processes[pid].mnt_ns, pid)  # mostly one of its own
+            if mount_id not in self._device_of_mount:
+                self.learn_mounts()
         if mount_id is None:  # before Linux 3.15
             device: str | None = self._host.stat(path).device if deleted else None
         elif mount_id in self._device_of_mount:
@@ -712,7 +755,7 @@ class _Scan:
     def is_unexplained(self) -> bool:
         sums, deleted = self._sums()
         _, remainder = self._settle(sums, self._tmpfs_bytes(deleted, {}))
-        return abs(remainder) > max(self._total // _UNEXPLAINED_SHARE, _UNEXPLAINED_BYTES)
+        return abs(remainder) > self.worth_bytes
 
     def breakdown(self, *, looked: bool, deep: bool) -> Breakdown:
         missing = dict(self._missing)

@@ -4,16 +4,17 @@ The one place that reads cgroups for the findings: a snapshot has the containers
 order in which the kernel goes through them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from nodemem.kernel import oom
-from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup, ancestors
+from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
 from nodemem.kernel.oom import Domain, Generation, Rules, Task
 from nodemem.node import owners
+from nodemem.node.containers import Container, pod_path
 from nodemem.node.owners import ContainerRef, PodRef, QosClass
-from nodemem.node.snapshot import Container, Snapshot
+from nodemem.node.snapshot import Snapshot
 
 Scope = Literal["container", "pod"]
 
@@ -171,23 +172,33 @@ def domain(place: Place, node: Node, rules: Rules) -> Domain | None:
     return replace(found, shmem_bytes=shmem)
 
 
-def places(snapshot: Snapshot) -> list[Place]:
-    """Every container, and every pod whose cgroup has a limit. Costs one walk of the cgroups and a read for each pod;
-    on v2 kernels whose scan order matters, a read of cgroup.procs for each cgroup of a container."""
+def places(snapshot: Snapshot, only: Collection[str] | None = None) -> list[Place]:
+    """Every container, and every pod whose cgroup has a limit; or only those of the ``groups`` named.
+
+    Costs a walk of their cgroups; on v2 kernels whose scan order matters, a read of cgroup.procs for each of them.
+    """
     hierarchy = snapshot.hierarchy
-    walked = list(hierarchy.walk())
-    tasks = _tasks_by_path(snapshot)
+    containers = {
+        key: _completed(hierarchy, each)
+        for key, each in snapshot.containers.items()
+        if only is None or group_of(each) in only
+    }
+    if not containers:
+        return []
+    tops: Iterable[str | None] = (None,)
+    if only is not None:
+        tops = dict.fromkeys(pod_path(hierarchy, each.ref, each.path) or each.path for each in containers.values())
+    walked = [path for top in tops for path in hierarchy.walk(top)]
+    tasks = _tasks_by_path(snapshot, None if only is None else {*walked, *(each.path for each in containers.values())})
     in_order = snapshot.probe.generation is not Generation.ACCURATE and hierarchy.memory_version == "v2"
-    groups = {each.path for each in snapshot.containers.values() if each.cgroup and each.cgroup.oom_group}
-    sandboxes = {each.path for each in snapshot.containers.values() if _is_sandbox(snapshot, each)}
-    sandbox_pids = {pid for each in snapshot.containers.values() if each.path in sandboxes for pid in each.pids}
-    known_paths = {each.path for each in snapshot.containers.values()}
+    groups = {each.path for each in containers.values() if each.cgroup and each.cgroup.oom_group}
+    sandboxes = {each.path for each in containers.values() if _is_sandbox(snapshot, each)}
+    sandbox_pids = {pid for each in containers.values() if each.path in sandboxes for pid in each.pids}
+    known_paths = {each.path for each in containers.values()}
     index = {path: at for at, path in enumerate(walked)}
 
-    def place(
-        scope: Scope, ref: ContainerRef | PodRef, path: str, cgroup: MemoryCgroup | None, also: Sequence[str] = ()
-    ) -> Place:
-        below = _below(walked, index, path) or [path, *also]
+    def place(scope: Scope, ref: ContainerRef | PodRef, path: str, cgroup: MemoryCgroup | None) -> Place:
+        below = _below(walked, index, path) or [path]
         found = [task for each in below for task in tasks.get(each, ())]
         inner = _oom_groups(hierarchy, below, known_paths) if hierarchy.memory_version == "v2" else set()
         pause = {task.pid for task in found if task.pid in sandbox_pids}
@@ -211,51 +222,159 @@ def places(snapshot: Snapshot) -> list[Place]:
 
     result = []
     pods: dict[str, PodRef] = {}
-    for container in snapshot.containers.values():
+    for container in containers.values():
         result.append(place("container", container.ref, container.path, container.cgroup))
-        if (pod := _pod_path(hierarchy, container)) is not None:
+        if (pod := pod_path(hierarchy, container.ref, container.path)) is not None:
             pods.setdefault(pod, PodRef(container.ref.pod_uid or "", container.ref.qos or "Burstable"))
     for path, ref in pods.items():
-        try:
-            cgroup = hierarchy.read(path)
-        except FileNotFoundError:
-            continue
-        if cgroup.limit_bytes is not None:
+        cgroup = snapshot.pods.get(path)
+        if cgroup is not None and not cgroup.complete:
+            cgroup = _read(hierarchy, path)
+        if cgroup is not None and cgroup.limit_bytes is not None:
             result.append(place("pod", ref, path, cgroup))
     return result
 
 
-def _tasks_by_path(snapshot: Snapshot) -> dict[str, list[Task]]:
+def _completed(hierarchy: Hierarchy, container: Container) -> Container:
+    if container.cgroup is None or container.cgroup.complete:
+        return container
+    return replace(container, cgroup=_read(hierarchy, container.path))
+
+
+def _read(hierarchy: Hierarchy, path: str) -> MemoryCgroup | None:
+    try:
+        return hierarchy.read(path)
+    except FileNotFoundError:
+        return None
+
+
+def group_of(container: Container) -> str:
+    """What is judged together: a pod, or a container without one."""
+    return container.ref.pod_uid or container.ref.container_id
+
+
+def suspects(snapshot: Snapshot) -> set[str]:
+    """The groups in which something may be exposed: all others can be left out of ``places``. Reads nothing.
+
+    Why the others can't: the kernel takes the highest score, and with one oom_score_adj for all that is the largest.
+    It is another one only if its oom_score_adj is higher than the largest one's; or if the clamp makes all scores
+    equal, which takes an oom_score_adj of 0 or less in all of them; or if the largest can't be killed at all. And
+    kills are in vain only where so much is Shmem.
+    """
+    accurate = snapshot.probe.generation is Generation.ACCURATE
+    rules = snapshot.probe.rules
+    by_adj_alone = rules is None or rules.kills_child
+    groups: dict[str, list[Container]] = {}
+    for container in snapshot.containers.values():
+        groups.setdefault(group_of(container), []).append(container)
+    full = {path for path, cgroup in snapshot.pods.items() if _held_by_shmem(cgroup)}
+    found: set[str] = set()
+    for group, containers in groups.items():
+        choices = [_choice(snapshot, each.pids) for each in containers]
+        if (
+            any(_held_by_shmem(each.cgroup) for each in containers)
+            or any(_may_be_wrong(each, accurate, by_adj_alone) for each in (*choices, _together(choices)))
+            or (full and pod_path(snapshot.hierarchy, containers[0].ref, containers[0].path) in full)
+        ):
+            found.add(group)
+    # What is in a pod and in none of its containers counts for the pod's own limit.
+    examples = {process.cgroup: pid for pid, process in snapshot.processes.items()}
+    for pid in examples.values():
+        if isinstance(owner := snapshot.process_owners.get(pid), PodRef):
+            found.add(owner.pod_uid)
+    return found
+
+
+def _held_by_shmem(cgroup: MemoryCgroup | None) -> bool:
+    if cgroup is None or not cgroup.limit_bytes:
+        return False
+    return (cgroup.shmem_bytes or 0) >= oom.TMPFS_SHARE * cgroup.limit_bytes
+
+
+class _Choice(NamedTuple):
+    """What the killer can take. ``of_largest``: the oom_score_adj of the one whose death frees ``most``, the lowest of
+    several. ``unsure``: an oom_score_adj is unknown, or one can't be killed."""
+
+    killable: int
+    lowest: int
+    highest: int
+    most: int
+    of_largest: int
+    unsure: bool
+
+
+def _choice(snapshot: Snapshot, pids: Iterable[int]) -> _Choice:
+    lowest = highest = of_largest = 0
+    most, killable, unsure = -1, 0, False
+    for pid in pids:
+        process = snapshot.processes[pid]
+        if not process.has_mm or process.kernel_thread:
+            continue
+        adj = process.oom_score_adj
+        if adj is None or adj == oom.OOM_SCORE_ADJ_MIN:
+            unsure = True
+            continue
+        mapped = process.rss_bytes if process.rss_anon_bytes is None else process.rss_anon_bytes
+        frees = mapped + process.swap_bytes + process.page_tables_bytes
+        if killable == 0:
+            lowest = highest = adj
+        elif adj < lowest:
+            lowest = adj
+        elif adj > highest:
+            highest = adj
+        if frees > most or (frees == most and adj < of_largest):
+            most, of_largest = frees, adj
+        killable += 1
+    return _Choice(killable, lowest, highest, most, of_largest, unsure)
+
+
+def _together(choices: Sequence[_Choice]) -> _Choice:
+    some = [each for each in choices if each.killable]
+    unsure = any(each.unsure for each in choices)
+    if not some:
+        return _Choice(0, 0, 0, -1, 0, unsure)
+    most = max(each.most for each in some)
+    return _Choice(
+        sum(each.killable for each in some),
+        min(each.lowest for each in some),
+        max(each.highest for each in some),
+        most,
+        min(each.of_largest for each in some if each.most == most),
+        unsure,
+    )
+
+
+def _may_be_wrong(choice: _Choice, accurate: bool, by_adj_alone: bool) -> bool:
+    if choice.unsure:
+        return True
+    if choice.killable < 2:
+        return False
+    if choice.highest <= 0 and not accurate:
+        return True
+    return choice.highest > (choice.lowest if by_adj_alone else choice.of_largest)
+
+
+def _tasks_by_path(snapshot: Snapshot, only: Collection[str] | None) -> dict[str, list[Task]]:
     resolved: dict[str, str | None] = {}
     found: dict[str, list[Task]] = {}
-    for task in oom.tasks_from(snapshot.processes.values(), snapshot.page_size):
-        shown = task.cgroup
+    init_pid = 1 if any(process.kernel_thread for process in snapshot.processes.values()) else None
+    for process in snapshot.processes.values():
+        shown = process.cgroup
         if shown is None:
             continue
         if shown not in resolved:
             resolved[shown] = snapshot.hierarchy.resolve(shown)
         path = resolved[shown]
-        if path is not None:
-            found.setdefault(path, []).append(task if path == shown else replace(task, cgroup=path))
+        if path is None or (only is not None and path not in only):
+            continue
+        task = Task.from_process(process, snapshot.page_size, init_pid=init_pid)
+        found.setdefault(path, []).append(task if path == shown else replace(task, cgroup=path))
     return found
 
 
 def _is_sandbox(snapshot: Snapshot, container: Container) -> bool:
     processes = [snapshot.processes[pid] for pid in container.pids if pid in snapshot.processes]
     return container.ref.pod_uid is not None and owners.is_sandbox(processes)
-
-
-def _pod_path(hierarchy: Hierarchy, container: Container) -> str | None:
-    """The topmost ancestor that is the container's pod; none where runtimes keep containers outside of their pods."""
-    uid = container.ref.pod_uid
-    if uid is None:
-        return None
-    above = [
-        path
-        for path in ancestors(container.path, hierarchy.root)
-        if isinstance(ref := owners.parse_cgroup(path, hierarchy.root), PodRef) and ref.pod_uid == uid
-    ]
-    return above[-1] if above else None
 
 
 def _below(walked: Sequence[str], index: Mapping[str, int], path: str) -> list[str]:

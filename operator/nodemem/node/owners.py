@@ -27,6 +27,10 @@ class ContainerRef:
     pod_uid: str | None = None
     qos: QosClass | None = None
 
+    def __hash__(self) -> int:
+        """Of the id alone: sets of hundreds are made in each scan."""
+        return hash(self.container_id)
+
 
 @dataclass(frozen=True, slots=True)
 class PodRef:

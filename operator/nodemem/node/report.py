@@ -11,6 +11,7 @@ from nodemem.kernel.host import Unreadable
 from nodemem.kernel.mounts import Superblock
 from nodemem.kernel.shmem import DetachedSuperblock
 from nodemem.node import trends
+from nodemem.node.containers import Container
 from nodemem.node.owners import ContainerRef, KernelRef, Owner, PodRef, ServiceRef, TmpfsOwner
 from nodemem.node.snapshot import Snapshot
 from nodemem.node.status import (
@@ -108,11 +109,17 @@ def build(
         left = trends.seconds_until(room, history.bytes_per_hour(f"tmpfs {each.device}"))
         if left is not None:
             full_in[each.device] = left
-    found = [_tmpfs(snapshot, history, each, full_in.get(each.device), names) for each in superblocks]
-    found += [_detached(each) for each in snapshot.shmem.detached]
-    found.sort(key=lambda each: (-(each.used_bytes or 0), each.device))
-    tmpfs = tuple(found if everything else found[:tmpfs_listed])
-    containers = _containers(snapshot, names)
+    # Sorted first, and only those listed made: hundreds of others would be the larger part of the work.
+    largest_first: list[Superblock | DetachedSuperblock] = [*superblocks, *snapshot.shmem.detached]
+    largest_first.sort(key=lambda each: (-(_held_bytes(snapshot, each) or 0), each.device))
+    tmpfs = tuple(
+        _detached(each)
+        if isinstance(each, DetachedSuperblock)
+        else _tmpfs(snapshot, history, each, full_in.get(each.device), names)
+        for each in (largest_first if everything else largest_first[:tmpfs_listed])
+    )
+    by_shmem = sorted(snapshot.containers.values(), key=_by_shmem)
+    containers = _containers(snapshot, names, by_shmem if everything else by_shmem[:containers_listed])
     available_growth = history.bytes_per_hour("available")
     largest = max(snapshot.processes.values(), key=lambda process: process.rss_bytes, default=None)
     return ReportStatus(
@@ -135,9 +142,9 @@ def build(
         memory=memory,
         shmem=shmem,
         tmpfs=tmpfs,
-        containers=containers if everything else containers[:containers_listed],
+        containers=containers,
         conditions=_conditions(snapshot),
-        omitted=Omitted() if everything else _omitted(found[tmpfs_listed:], containers[containers_listed:]),
+        omitted=_omitted(snapshot, largest_first[len(tmpfs) :], by_shmem[len(containers) :]),
         processes=_processes(snapshot) if everything else None,
         summary=summary(memory, shmem, tmpfs, limits, None if exposures is None else len(exposures)),
         exposures=exposures,
@@ -147,8 +154,17 @@ def build(
     )
 
 
-def _omitted(tmpfs: Sequence[TmpfsStatus], containers: Sequence[ContainerStatus]) -> Omitted:
-    return Omitted().and_tmpfs(tmpfs).and_containers(containers)
+def _omitted(
+    snapshot: Snapshot, tmpfs: Sequence[Superblock | DetachedSuperblock], containers: Sequence[Container]
+) -> Omitted:
+    cgroups = [each.cgroup for each in containers if each.cgroup is not None]
+    return Omitted(
+        tmpfs=len(tmpfs),
+        containers=len(containers),
+        tmpfs_used_bytes=sum(_held_bytes(snapshot, each) or 0 for each in tmpfs),
+        containers_shmem_bytes=sum(each.shmem_bytes or 0 for each in cgroups),
+        containers_usage_bytes=sum(each.usage_bytes or 0 for each in cgroups),
+    )
 
 
 def as_object(status: ReportStatus, node_name: str | None) -> dict[str, Any]:
@@ -275,14 +291,19 @@ def _main_holders(snapshot: Snapshot) -> dict[str, str]:
     return {name: text for name, (_, text) in largest.items()}
 
 
+def _held_bytes(snapshot: Snapshot, superblock: Superblock | DetachedSuperblock) -> int | None:
+    if superblock.used_bytes is None and (inspection := snapshot.inspections.get(superblock.device)) is not None:
+        # Without a limit the kernel keeps no count, but every file was seen.
+        return inspection.found_bytes if inspection.stopped is None else None
+    return superblock.used_bytes
+
+
 def _tmpfs(
     snapshot: Snapshot, history: trends.History, superblock: Superblock, full_in: float | None, names: Names
 ) -> TmpfsStatus:
     owner = snapshot.tmpfs_owners[superblock.device]
     inspection = snapshot.inspections.get(superblock.device)
-    used = superblock.used_bytes
-    if used is None and inspection is not None and inspection.stopped is None:
-        used = inspection.found_bytes  # without a limit the kernel keeps no count, but every file was seen
+    used = _held_bytes(snapshot, superblock)
     largest: tuple[TmpfsEntryStatus, ...] = ()
     if inspection is not None:
         entries: list[tuple[str, int, float | None]] = [
@@ -359,9 +380,9 @@ def _later(now: float, seconds: float) -> str | None:
     return timestamp(now + seconds) if seconds < 366 * 86400 else None
 
 
-def _containers(snapshot: Snapshot, names: Names) -> tuple[ContainerStatus, ...]:
+def _containers(snapshot: Snapshot, names: Names, containers: Iterable[Container]) -> tuple[ContainerStatus, ...]:
     found = []
-    for container in snapshot.containers.values():
+    for container in containers:
         adjs = [
             adj
             for pid in container.pids
@@ -386,8 +407,14 @@ def _containers(snapshot: Snapshot, names: Names) -> tuple[ContainerStatus, ...]
                 processes=len(container.pids),
             )
         )
-    found.sort(key=lambda each: (-(each.shmem_bytes or 0), -(each.usage_bytes or 0), each.id))
     return tuple(found)
+
+
+def _by_shmem(container: Container) -> tuple[int, int, str]:
+    cgroup = container.cgroup
+    if cgroup is None:
+        return 0, 0, container.ref.container_id
+    return -(cgroup.shmem_bytes or 0), -(cgroup.usage_bytes or 0), container.ref.container_id
 
 
 def _processes(snapshot: Snapshot) -> tuple[ProcessStatus, ...]:

@@ -7,20 +7,22 @@ A ``Collector`` keeps what makes the next snapshot cheap. It holds no opinion: f
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock
+from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock, is_quiet
 from nodemem.kernel.procfs import Process, ProcessScan, ProcessTable
 from nodemem.kernel.shmem import Breakdown, Deep, Writer
 from nodemem.kernel.tmpfs import Inspection
 from nodemem.node import owners
-from nodemem.node.owners import ContainerRef, Owner, TmpfsOwner
+from nodemem.node.containers import Container as Container
+from nodemem.node.containers import ContainerTable
+from nodemem.node.owners import ContainerRef, KernelRef, Owner, TmpfsOwner
 
-CGROUP_ROTATION = 5
+PROBE_CANDIDATES = 200
 
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
@@ -33,13 +35,18 @@ class Thrift:
 
     What was found stays in use up to ``max_age_seconds``; files while their tmpfs holds the same within
     ``moved_share`` and ``moved_bytes`` (both have to be passed), shared memory while no more than ``moved_bytes`` of
-    Shmem came without being in a tmpfs.
+    Shmem came without being in a tmpfs. Mounts that containers made, and tmpfs that hold little, are looked at in turn
+    (``MountTable.scan`` sparing), and all at once when ``unexplained_bytes`` of Shmem came or went that are in none of
+    the others.
     """
 
     max_age_seconds: float = 600.0
     moved_share: float = 0.05
     moved_bytes: int = 64 << 20
     inspect_at_least_bytes: int = 64 << 20
+    unexplained_bytes: int = 16 << 20
+    attribute_share: int = 256
+    """Of memory, at most ``moved_bytes``: so much Shmem without a source is worth looking into processes."""
 
     def moved(self, before: int | None, now: int | None) -> bool:
         if before is None or now is None:
@@ -61,18 +68,9 @@ class KernelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A container's cgroup: ``cgroup`` None when it went away while it was read; ``pids`` of its whole subtree."""
-
-    ref: ContainerRef
-    path: str
-    cgroup: MemoryCgroup | None
-    pids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """``tmpfs_owners`` and ``inspections`` are by device; ``containers`` by container id."""
+    """``tmpfs_owners`` and ``inspections`` are by device; ``containers`` by container id; ``pods`` are the cgroups of
+    the containers' pods, by path."""
 
     observed_at: float
     page_size: int
@@ -90,6 +88,7 @@ class Snapshot:
     writers: Mapping[str, Sequence[Writer]]
     probe: oom.Probe
     unreadable: tuple[Unreadable, ...]
+    pods: Mapping[str, MemoryCgroup] = field(default_factory=dict)
 
     @property
     def processes(self) -> dict[int, Process]:
@@ -119,6 +118,30 @@ class _Attributed:
     used: Mapping[str, int]
 
 
+_OwnerOf = dict[str, tuple[str | None, Owner | None]]
+"""By the cgroup that a process is shown in: its path in the memory hierarchy, and whose it is."""
+
+
+class _ProcessOwners(Mapping[int, Owner | None]):
+    """Whose each process is, found when asked for: there are few cgroups and many processes."""
+
+    def __init__(self, processes: Mapping[int, Process], owner_of: _OwnerOf) -> None:
+        self._processes = processes
+        self._owner_of = owner_of
+
+    def __getitem__(self, pid: int) -> Owner | None:
+        process = self._processes[pid]
+        if process.kernel_thread:
+            return KernelRef()
+        return None if process.cgroup is None else self._owner_of[process.cgroup][1]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._processes)
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+
 class Collector:
     """``collect`` once for a report, or again and again: later scans re-read what changed. ``refresh`` in between.
 
@@ -138,9 +161,11 @@ class Collector:
         self._hierarchy = cgroups.discover(host)
         self._layout: meminfo.Layout | None = None
         self._probe: oom.Probe | None = None
-        self._cgroups: dict[str, MemoryCgroup] = {}
-        self._owned: tuple[dict[int, set[Owner]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
-        self._scans = 0
+        self._beside_tmpfs: int | None = None
+        self._containers = ContainerTable(self._hierarchy, thrifty=thrift is not None)
+        self._owners: _OwnerOf = {}
+        self._owners_of: dict[int, set[Owner]] = {}  # by mount namespace
+        self._owned: tuple[dict[int, set[str | None]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
 
     def collect(
         self,
@@ -160,27 +185,22 @@ class Collector:
         now = host.now()
         missing: list[Unreadable] = []
         progress("processes")
-        scan = self._processes.scan(full=full)
-        paths = self._cgroup_paths(scan)
+        scan = self._processes.scan(full=full, hurried=self._thrift is not None and not self._owners)
+        members = self._by_cgroup(scan)
         progress("mounts")
-        mounts = self._mounts.scan(scan.mount_namespaces())
+        namespaces = scan.mount_namespaces()
+        mounts, memory = self._mounts_and_memory(namespaces)
         progress("cgroups")
-        containers = self._containers(paths)
-        self._cgroups = {each.path: each.cgroup for each in containers.values() if each.cgroup is not None}
-        self._scans += 1
+        containers, pods = self._containers.scan(members)
         found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
         inspections = {device: each.inspection for device, each in found.items()}
         progress("shared memory")
-        memory = self._measure()
-        breakdown = self._attribute(scan, mounts, memory, deep, inspections)
+        breakdown = self._attribute(scan, mounts, memory, deep, inspections, containers)
         memory = _with_mapped(memory, breakdown)
         writers = {device: each.writers for device, each in found.items() if each.writers is not None}
-        process_owners = {
-            pid: owners.process_owner(paths[pid], kernel_thread=process.kernel_thread, root=self._hierarchy.root)
-            for pid, process in scan.processes.items()
-        }
+        process_owners = _ProcessOwners(scan.processes, self._owners)
         host_namespace = self._host_namespace(scan)
-        tmpfs_owners = self._tmpfs_owners(scan, mounts, process_owners, host_namespace)
+        tmpfs_owners = self._tmpfs_owners(namespaces, scan, mounts, host_namespace)
         facts = self.facts()
         probe = self._probed(scan, memory.partition)
         return Snapshot(
@@ -207,6 +227,7 @@ class Collector:
                 *self._hierarchy.unreadable,
                 *breakdown.unreadable,
             ),
+            pods=pods,
         )
 
     def refresh(self, last: Snapshot) -> Snapshot:
@@ -217,26 +238,43 @@ class Collector:
         """
         now = self._host.now()
         memory = self._measure()
-        superblocks = {device: self._usage_again(each, now) for device, each in last.mounts.superblocks.items()}
+        spared = self._thrift is not None
+        superblocks = {
+            device: each if spared and is_quiet(each) else self._usage_again(each, now)
+            for device, each in last.mounts.superblocks.items()
+        }
         mounts = replace(last.mounts, superblocks=superblocks)
+        if spared and self._came_unexplained(mounts, memory):
+            superblocks = {
+                device: self._usage_again(each, now) if is_quiet(each) else each for device, each in superblocks.items()
+            }
+            mounts = replace(mounts, superblocks=superblocks)
+            self._beside_tmpfs = _beside_tmpfs(mounts, memory)
         breakdown = _carried(last.shmem, _used(last.mounts), memory.partition.shmem_bytes, _used(mounts))
-        containers = {}
-        for container_id, container in last.containers.items():
-            if container.cgroup is None:
-                continue
-            try:
-                cheap = self._hierarchy.read(container.path, cheap=True)
-            except FileNotFoundError:
-                continue
-            containers[container_id] = replace(container, cgroup=_updated(container.cgroup, cheap))
         return replace(
             last,
             observed_at=now,
             memory=_with_mapped(memory, breakdown),
             mounts=mounts,
             shmem=breakdown,
-            containers=containers,
+            containers=self._containers.refresh(last.containers),
         )
+
+    def _mounts_and_memory(self, namespaces: Mapping[int, Sequence[int]]) -> tuple[MountScan, meminfo.Memory]:
+        """With thrift a sparing scan first; what that may have missed shows in Shmem."""
+        if self._thrift is not None and self._beside_tmpfs is not None:
+            mounts, memory = self._mounts.scan(namespaces, sparing=True), self._measure()
+            if not self._came_unexplained(mounts, memory):
+                return mounts, memory
+        mounts, memory = self._mounts.scan(namespaces), self._measure()
+        self._beside_tmpfs = _beside_tmpfs(mounts, memory)
+        return mounts, memory
+
+    def _came_unexplained(self, mounts: MountScan, memory: meminfo.Memory) -> bool:
+        """Whether Shmem that no tmpfs is known to hold has moved since each was last asked."""
+        if self._thrift is None or self._beside_tmpfs is None:
+            return True
+        return abs(_beside_tmpfs(mounts, memory) - self._beside_tmpfs) > self._thrift.unexplained_bytes
 
     def _measure(self) -> meminfo.Memory:
         try:
@@ -278,7 +316,9 @@ class Collector:
             except OSError as error:
                 missing.append(Unreadable(f"files in {where}", error.strerror or str(error)))
                 continue
-            writers = shmem.writers(self._host, superblock, scan.processes) if wants_writers else None
+            writers = None
+            if wants_writers:
+                writers = shmem.writers(self._host, superblock, scan.processes, everywhere=thrift is None)
             self._found[device] = _Found(now, superblock.used_bytes, inspection, writers)
         return self._found
 
@@ -289,13 +329,24 @@ class Collector:
         memory: meminfo.Memory,
         deep: Deep,
         inspections: Mapping[str, Inspection],
+        containers: Mapping[str, Container],
     ) -> Breakdown:
+        thrift = self._thrift
         total = memory.partition.shmem_bytes
         now, used, last = self._clock(), _used(mounts), self._attributed
-        if self._thrift is not None and last is not None and now - last.taken_at < self._thrift.max_age_seconds:
-            carried = _carried(last.breakdown, last.used, total, used)
-            if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= self._thrift.moved_bytes:
-                return carried
+        worth, likely = shmem.UNEXPLAINED_BYTES, frozenset(scan.processes)
+        if thrift is not None:
+            worth = max(worth, min(thrift.moved_bytes, memory.partition.total_bytes // thrift.attribute_share))
+            # Containers to which no Shmem to speak of is charged hold none.
+            cgroups = ((each, each.cgroup) for each in containers.values())
+            without = (each for each, cgroup in cgroups if cgroup and (cgroup.shmem_bytes or 0) < worth // 8)
+            likely = likely.difference(*(each.pids for each in without))
+        if thrift is not None and deep == "auto":
+            deep = "spare"
+            if last is not None and now - last.taken_at < thrift.max_age_seconds:
+                carried = _carried(last.breakdown, last.used, total, used)
+                if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= worth:
+                    return carried
         breakdown = shmem.attribute(
             self._host,
             total,
@@ -304,6 +355,8 @@ class Collector:
             deep=deep,
             walked_bytes={device: each.found_bytes for device, each in inspections.items()},
             fields=memory.fields,
+            worth_bytes=worth,
+            likely=likely.__contains__,
         )
         self._attributed = _Attributed(now, breakdown, used)
         return breakdown
@@ -338,84 +391,73 @@ class Collector:
     def _probed(self, scan: ProcessScan, total: meminfo.Partition) -> oom.Probe:
         """Asked until there is an answer: a running kernel keeps its generation."""
         if self._probe is None or self._probe.generation is oom.Generation.UNKNOWN:
+            # A few small processes tell; to weigh all of them would be a tenth of a first scan.
+            living = [each for each in scan.processes.values() if each.has_mm and each.oom_score_adj is not None]
+            few = sorted(living, key=lambda each: each.rss_bytes)[:PROBE_CANDIDATES]
+            init = 1 if any(each.kernel_thread for each in scan.processes.values()) else None
             self._probe = oom.probe(
                 self._host,
-                oom.tasks_from(scan.processes.values(), self._host.page_size),
+                [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in few],
                 oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size),
             )
         return self._probe
 
-    def _containers(self, paths: Mapping[int, str | None]) -> dict[str, Container]:
-        """Found by walking the hierarchy, so that containers without processes are there too; else by processes."""
-        root = self._hierarchy.root
-        found: dict[str, tuple[ContainerRef, str]] = {}
-
-        def inside_known(path: str) -> bool:
-            ref = owners.parse_cgroup(path, root)
-            return isinstance(ref, ContainerRef) and ref.container_id in found and found[ref.container_id][1] != path
-
-        # With thrift a walk each few scans does: a new container is known by its processes before.
-        walked = self._thrift is None or self._scans % CGROUP_ROTATION == 0
-        for path in self._hierarchy.walk(prune=inside_known) if walked else self._cgroups:
-            ref = owners.parse_cgroup(path, root)
-            if isinstance(ref, ContainerRef):
-                found.setdefault(ref.container_id, (ref, path))
-        pids: dict[str, list[int]] = {}
-        for pid, process_path in paths.items():
-            ref = owners.parse_cgroup(process_path, root) if process_path is not None else None
-            if isinstance(ref, ContainerRef):
-                found.setdefault(ref.container_id, (ref, process_path or ""))
-                pids.setdefault(ref.container_id, []).append(pid)
-        return {
-            container_id: Container(ref, path, self._read_cgroup(number, path), tuple(pids.get(container_id, ())))
-            for number, (container_id, (ref, path)) in enumerate(found.items())
-        }
-
-    def _cgroup_paths(self, scan: ProcessScan) -> dict[int, str | None]:
-        """Each process's path in the memory hierarchy: a reader in a cgroup namespace of its own is shown others."""
-        known: dict[str, str | None] = {}
-        paths: dict[int, str | None] = {}
+    def _by_cgroup(self, scan: ProcessScan) -> dict[str, list[int]]:
+        """The processes of each cgroup, by its path in the memory hierarchy: a reader in a cgroup namespace of its own
+        is shown others. Whose each shown path is is kept in ``_owners``."""
+        members: dict[str | None, list[int]] = {}
         for pid, process in scan.processes.items():
-            shown = process.cgroup
-            if shown is not None and shown not in known:
-                known[shown] = self._hierarchy.resolve(shown)
-            paths[pid] = None if shown is None else known[shown]
+            its = members.get(process.cgroup)
+            if its is None:
+                members[process.cgroup] = [pid]
+            else:
+                its.append(pid)
+        before, self._owners = self._owners, {}
+        paths: dict[str, list[int]] = {}
+        for shown, pids in members.items():
+            if shown is None:
+                continue
+            known = before.get(shown)
+            if known is None:
+                path = self._hierarchy.resolve(shown)
+                known = (path, owners.process_owner(path, root=self._hierarchy.root))
+            self._owners[shown] = known
+            if known[0] is not None:
+                paths.setdefault(known[0], []).extend(pids)
         return paths
 
-    def _read_cgroup(self, number: int, path: str) -> MemoryCgroup | None:
-        """With thrift, limits and events of a container that stays are as old as ``CGROUP_ROTATION`` scans at most."""
-        if self._hierarchy.memory_version is None:
-            return None
-        known = self._cgroups.get(path) if self._thrift is not None else None
-        try:
-            if known is not None and number % CGROUP_ROTATION != self._scans % CGROUP_ROTATION:
-                return _updated(known, self._hierarchy.read(path, cheap=True))
-            return self._hierarchy.read(path)
-        except FileNotFoundError:
-            return None
-
     def _tmpfs_owners(
-        self,
-        scan: ProcessScan,
-        mounts: MountScan,
-        process_owners: Mapping[int, Owner | None],
-        host_namespace: int | None,
+        self, namespaces: Mapping[int, Sequence[int]], scan: ProcessScan, mounts: MountScan, host_namespace: int | None
     ) -> dict[str, TmpfsOwner]:
-        """Decided anew where a tmpfs is mounted elsewhere than before (a new list is made then), or processes moved."""
-        by_namespace: dict[int, set[Owner]] = {}
-        for namespace, pids in scan.mount_namespaces().items():
-            by_namespace[namespace] = {owner for pid in pids if (owner := process_owners.get(pid)) is not None}
-        namespaces_before, before = self._owned
-        if by_namespace != namespaces_before:
-            before = {}
+        """Decided anew where a tmpfs is mounted elsewhere than before (a new list is made then), or where in a mount
+        namespace that has it mounted there are processes of other cgroups than before."""
+        processes = scan.processes
+        cgroups_before, before = self._owned
+        cgroups = {namespace: {processes[pid].cgroup for pid in pids} for namespace, pids in namespaces.items()}
+        changed = {namespace for namespace, its in cgroups.items() if its != cgroups_before.get(namespace)}
+        changed |= cgroups_before.keys() - cgroups.keys()
+        for namespace in changed:
+            self._owners_of.pop(namespace, None)
+        by_namespace = self._owners_of
         now: dict[str, tuple[list[MountPoint], TmpfsOwner]] = {}
         for device, superblock in mounts.superblocks.items():
             known = before.get(device)
-            if known is None or known[0] is not superblock.mounts:
+            if (
+                known is None
+                or known[0] is not superblock.mounts
+                or (changed and any(point.namespace in changed for point in superblock.mounts))
+            ):
+                for point in superblock.mounts:
+                    if point.namespace not in by_namespace and point.namespace in cgroups:
+                        by_namespace[point.namespace] = self._owners_in(cgroups[point.namespace])
                 known = (superblock.mounts, owners.classify(superblock, by_namespace, host_namespace))
             now[device] = known
-        self._owned = (by_namespace, now)
+        self._owned = (cgroups, now)
         return {device: owner for device, (_, owner) in now.items()}
+
+    def _owners_in(self, cgroups: Iterable[str | None]) -> set[Owner]:
+        found = (self._owners[shown][1] for shown in cgroups if shown is not None)
+        return {owner for owner in found if owner is not None}
 
     def _host_namespace(self, scan: ProcessScan) -> int | None:
         """The mount namespace of init; of this process, where init's can't be read."""
@@ -460,6 +502,10 @@ class Collector:
         )
 
 
+def _beside_tmpfs(mounts: MountScan, memory: meminfo.Memory) -> int:
+    return memory.partition.shmem_bytes - sum(_used(mounts).values())
+
+
 def _used(mounts: MountScan) -> dict[str, int]:
     return {device: each.used_bytes for device, each in mounts.superblocks.items() if each.used_bytes is not None}
 
@@ -481,19 +527,6 @@ def _with_mapped(memory: meminfo.Memory, breakdown: Breakdown) -> meminfo.Memory
         return memory
     mapped = min(breakdown.mapped_estimate_bytes, memory.partition.shmem_bytes)
     return replace(memory, partition=replace(memory.partition, mapped_shmem_bytes=mapped, mapped_shmem_error_bytes=0))
-
-
-def _updated(cgroup: MemoryCgroup, cheap: MemoryCgroup) -> MemoryCgroup:
-    """A full read with the figures of a later cheap one."""
-    return replace(
-        cgroup,
-        usage_bytes=cheap.usage_bytes,
-        anon_bytes=cheap.anon_bytes,
-        file_bytes=cheap.file_bytes,
-        shmem_bytes=cheap.shmem_bytes,
-        swap_usage_bytes=cgroup.swap_usage_bytes if cheap.swap_usage_bytes is None else cheap.swap_usage_bytes,
-        kernel_bytes=cgroup.kernel_bytes if cheap.kernel_bytes is None else cheap.kernel_bytes,
-    )
 
 
 def _worth_inspecting(mounts: MountScan, count: int, least_bytes: int) -> list[Superblock]:

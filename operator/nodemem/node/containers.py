@@ -1,0 +1,237 @@
+"""The containers of a node and what their memory cgroups hold, read again and again at little cost.
+
+Enters: which processes are in which cgroup. Leaves: a ``Container`` for each, and the cgroups of their pods. How old a
+figure may be is said at ``ContainerTable``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup, ancestors
+from nodemem.node import owners
+from nodemem.node.owners import ContainerRef, PodRef
+
+ROTATION = 5
+"""With thrift the limit and memory.stat of a cgroup are read in so many scans, and the hierarchy is walked as often."""
+
+SETTINGS_ROTATION = 20
+"""... and what hardly ever changes while a container runs: swappiness, the limits of swap, who is killed; events."""
+
+SETTLING = 2
+"""So many further scans read a new cgroup completely: runtimes make it first and write the limits then."""
+
+_MOVED_BYTES = 1 << 20
+_MOVED_SHARE = 50  # a fiftieth
+_NEAR_LIMIT = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container's cgroup: ``cgroup`` None when it went away while it was read; ``pids`` of its whole subtree."""
+
+    ref: ContainerRef
+    path: str
+    cgroup: MemoryCgroup | None
+    pids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Known:
+    """``split_at``: the usage when memory.stat was read. ``turn``: of the rotation, in which it is read completely."""
+
+    cgroup: MemoryCgroup
+    split_at: int | None
+    turn: int
+    settling: int = SETTLING
+
+
+def pod_path(hierarchy: Hierarchy, ref: ContainerRef, path: str) -> str | None:
+    """The topmost ancestor that is the container's pod; none where runtimes keep containers outside of their pods."""
+    if ref.pod_uid is None:
+        return None
+    above = [
+        each
+        for each in ancestors(path, hierarchy.root)
+        if isinstance(pod := owners.parse_cgroup(each, hierarchy.root), PodRef) and pod.pod_uid == ref.pod_uid
+    ]
+    return above[-1] if above else None
+
+
+class ContainerTable:
+    """What a caller may rely on with ``thrifty``, counted in scans:
+
+    - Usage: always current.
+    - Anonymous, file, shmem, kernel and swap (memory.stat): current where usage moved by 1 MiB and 2 % since they were
+      read, and from 80 % of the limit on; else at most ``ROTATION`` scans old.
+    - The limit: at most ``ROTATION`` scans old. Events, swappiness, limits of swap: ``SETTINGS_ROTATION``. All of it is
+      current in the first scans of a container.
+    - A pod without a limit: at most ``ROTATION`` scans old in everything.
+    - In the first scan only these are read; the cgroups are then not ``complete``.
+    - Which containers there are: current for those with processes; an empty one is found within ``ROTATION`` scans.
+
+    Without, everything is read each time.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, *, thrifty: bool) -> None:
+        self._hierarchy = hierarchy
+        self._thrifty = thrifty
+        self._scans = -1
+        self._made = 0
+        self._known: dict[str, _Known] = {}
+        self._pod_of: dict[str, str | None] = {}
+        self._before: dict[str, Container] = {}
+
+    def scan(self, members: Mapping[str, Iterable[int]]) -> tuple[dict[str, Container], dict[str, MemoryCgroup]]:
+        """Containers by id and the cgroups of their pods by path. ``members``: path in the hierarchy -> processes."""
+        self._scans += 1
+        if self._thrifty and self._scans % ROTATION:
+            found = {container_id: (each.ref, each.path) for container_id, each in self._before.items()}
+        else:
+            found = self._walk()
+        pids: dict[str, list[int]] = {}
+        for path, its in members.items():
+            ref = owners.parse_cgroup(path, self._hierarchy.root)
+            if isinstance(ref, ContainerRef):
+                if ref.container_id not in found:
+                    found[ref.container_id] = (ref, self._top(path, ref))
+                if ref.container_id in pids:
+                    pids[ref.container_id] = sorted([*pids[ref.container_id], *its])
+                else:
+                    pids[ref.container_id] = list(its)
+        before, self._before = self._before, {}
+        known, self._known = self._known, {}
+        pod_of, self._pod_of = self._pod_of, {}
+        containers: dict[str, Container] = {}
+        pods: dict[str, MemoryCgroup] = {}
+        for container_id, (ref, path) in found.items():
+            cgroup = self._look(path, known.get(path))
+            its_pids = tuple(pids.get(container_id, ()))
+            old = before.get(container_id)
+            if old is None or old.cgroup is not cgroup or old.pids != its_pids or old.path != path:
+                old = Container(ref, path, cgroup, its_pids)
+            containers[container_id] = old
+            if cgroup is not None:
+                self._before[container_id] = old
+            pod = pod_of[path] if path in pod_of else pod_path(self._hierarchy, ref, path)
+            self._pod_of[path] = pod
+            if pod is not None and pod not in pods and (of_pod := self._look(pod, known.get(pod), True)) is not None:
+                pods[pod] = of_pod
+        return containers, pods
+
+    def refresh(self, containers: Mapping[str, Container]) -> dict[str, Container]:
+        """The same containers, without those that are gone, with usage current and the split as said above."""
+        again: dict[str, Container] = {}
+        for container_id, container in containers.items():
+            if container.cgroup is None:
+                continue
+            known = self._known.get(container.path)
+            if known is None:
+                known = _Known(container.cgroup, None, 0)
+            try:
+                cgroup = self._update(container.path, known)
+            except FileNotFoundError:
+                continue
+            if cgroup is not container.cgroup:
+                container = Container(container.ref, container.path, cgroup, container.pids)
+            again[container_id] = container
+        return again
+
+    def _walk(self) -> dict[str, tuple[ContainerRef, str]]:
+        """Finds containers without processes, too."""
+        root = self._hierarchy.root
+        found: dict[str, tuple[ContainerRef, str]] = {}
+
+        def stop(path: str) -> bool:
+            """At a container, which needn't be looked into."""
+            ref = owners.parse_cgroup(path, root)
+            if not isinstance(ref, ContainerRef):
+                return False
+            found.setdefault(ref.container_id, (ref, path))
+            return True
+
+        for _ in self._hierarchy.walk(prune=stop):
+            pass
+        return found
+
+    def _top(self, path: str, ref: ContainerRef) -> str:
+        """A container may have its processes in cgroups that it made below its own."""
+        root = self._hierarchy.root
+        above = [each for each in ancestors(path, root) if owners.parse_cgroup(each, root) == ref]
+        return above[-1] if above else path
+
+    def _look(self, path: str, known: _Known | None, of_pod: bool = False) -> MemoryCgroup | None:
+        if self._hierarchy.memory_version is None:
+            return None
+        try:
+            if known is None:
+                self._made += 1
+                if self._thrifty and self._scans == 0:  # hundreds are new: what else there is to read comes next time
+                    cheap = self._hierarchy.read(path, cheap=True)
+                    cgroup = _merged(cheap, cheap, limit_bytes=self._hierarchy.limit(path))
+                else:
+                    cgroup = self._hierarchy.read(path)
+                known = _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
+            elif not self._thrifty or known.settling or self._scans % SETTINGS_ROTATION == known.turn:
+                known.cgroup = self._hierarchy.read(path)
+                known.split_at = known.cgroup.usage_bytes
+                known.settling = max(0, known.settling - 1)
+            elif self._scans % ROTATION == known.turn % ROTATION:
+                cheap = self._hierarchy.read(path, cheap=True)
+                known.split_at = cheap.usage_bytes
+                known.cgroup = _merged(known.cgroup, cheap, limit_bytes=self._hierarchy.limit(path))
+            elif not of_pod or known.cgroup.limit_bytes is not None:
+                self._update(path, known)
+        except FileNotFoundError:
+            return None
+        self._known[path] = known
+        return known.cgroup
+
+    def _update(self, path: str, known: _Known) -> MemoryCgroup:
+        """Usage, and where it tells of a change what it is made of. The same object where nothing moved."""
+        cgroup = known.cgroup
+        used = self._hierarchy.usage(path)
+        if _may_have_shifted(used, known.split_at, cgroup.limit_bytes):
+            cheap = self._hierarchy.read(path, cheap=True)
+            known.split_at = cheap.usage_bytes
+            known.cgroup = _merged(cgroup, cheap, limit_bytes=cgroup.limit_bytes)
+        elif used != cgroup.usage_bytes:
+            known.cgroup = _merged(cgroup, cgroup, used=used, limit_bytes=cgroup.limit_bytes)
+        return known.cgroup
+
+
+def _may_have_shifted(used: int | None, then: int | None, limit: int | None) -> bool:
+    """A container at its limit may turn page cache into shared memory while its usage stays."""
+    if used is None or then is None:
+        return True
+    if limit is not None and used >= _NEAR_LIMIT * limit:
+        return True
+    return abs(used - then) > max(_MOVED_BYTES, then // _MOVED_SHARE)
+
+
+def _merged(
+    cgroup: MemoryCgroup, cheap: MemoryCgroup, *, limit_bytes: int | None, used: int | None = None
+) -> MemoryCgroup:
+    """``cgroup`` with the figures of a later cheap read; ``used``: with that usage instead of its own."""
+    return MemoryCgroup(
+        cgroup.path,
+        cgroup.complete,
+        cheap.usage_bytes if used is None else used,
+        cheap.anon_bytes,
+        cheap.file_bytes,
+        cheap.shmem_bytes,
+        cgroup.swap_usage_bytes if cheap.swap_usage_bytes is None else cheap.swap_usage_bytes,
+        cgroup.kernel_bytes if cheap.kernel_bytes is None else cheap.kernel_bytes,
+        limit_bytes,
+        cgroup.high_bytes,
+        cgroup.swap_limit_bytes,
+        cgroup.memsw_limit_bytes,
+        cgroup.oom_events,
+        cgroup.oom_kill_events,
+        cgroup.oom_group_kill_events,
+        cgroup.oom_events_local,
+        cgroup.oom_kill_events_local,
+        cgroup.oom_group,
+        cgroup.oom_kill_disable,
+        cgroup.under_oom,
+        cgroup.swappiness,
+    )
