@@ -25,6 +25,7 @@ NODE_CHECK_SECONDS = 3600.0
 """How often it is looked whether the Node is still the one that owns the report."""
 
 _EVENTS_WAITING = 16
+_LOOK_SECONDS = 5.0
 
 
 class Publisher:
@@ -105,12 +106,19 @@ class Publisher:
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             with self._wake:
-                wait = self._not_before - self._clock()
-                if wait > 0 or not (self._ensure_due() or self._due() or self._events):
-                    self._wake.wait(wait if wait > 0 else 5.0)
+                wait = self.rest_seconds()
+                if wait > 0:
+                    self._wake.wait(wait)
                     continue
             self.step()
         self._client.close()
+
+    def rest_seconds(self) -> float:
+        """How long there is nothing to do, as far as is known now; 0: ``step`` is due."""
+        wait = self._not_before - self._clock()
+        if wait > 0:
+            return wait
+        return 0.0 if self._ensure_due() or self._due() or self._events else _LOOK_SECONDS
 
     def step(self) -> None:
         """Do what is due now; after a failure nothing is, for a while."""
