@@ -61,6 +61,7 @@ class Publisher:
         self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_EVENTS_WAITING)
         self._last: Written | None = None
         self._not_before = 0.0
+        self._failed = False
         self._ensured_at: float | None = None
         self._must_ensure = True
         self._node_uid: str | None = None
@@ -129,6 +130,7 @@ class Publisher:
             self._send_events()
         except ApiError as error:
             self._counters.write_failures += 1
+            self._failed = True
             self._not_before = self._clock() + self._backoff.failed(error.retry_after)
             self._log.problem("publishing the report", _sentence(error, self._node_name), status=error.status)
         else:
@@ -167,7 +169,9 @@ class Publisher:
             self._must_ensure = True
             raise
         with self._wake:
-            self._last = written(self._last, status, self._clock(), why, self._chance())
+            now, failed = self._clock(), self._failed
+            self._last = written(self._last, status, now, why, self._chance(), self._cadence, together=failed)
+            self._failed = False
             self._conditions = {each.type: each for each in status.conditions}
         with self._counters.lock:
             self._counters.writes[why] += 1
