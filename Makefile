@@ -48,6 +48,15 @@ format: $(VENV)/.installed-test ## Rewrite the code in the project's format
 bench: $(VENV)/.installed-test ## Scanner against the C yardstick, as ratios
 	PYTHONPATH=tests $(BIN)/python -m bench
 
+.PHONY: bench-cluster
+bench-cluster: $(VENV)/.installed-test ## The controller with 500 and with 5,000 nodes, on a real API server
+	PYTHONPATH=tests $(BIN)/python -m bench.cluster_tables
+	PYTHONPATH=tests $(BIN)/python -m bench.cluster
+
+.PHONY: bench-writes
+bench-writes: $(VENV)/.installed-test ## An agent's writes in a day, four kinds of day, and how soon it tells of a leak
+	PYTHONPATH=tests $(BIN)/python -m bench.cluster_writes
+
 .PHONY: clean
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

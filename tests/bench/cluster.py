@@ -173,6 +173,7 @@ class Bench:
     controller: Controller
     values: dict[str, float] = field(default_factory=dict)
     causes: dict[str, Counter[str]] = field(default_factory=dict)
+    ended_cpu_seconds: float = 0.0
 
     @property
     def process(self) -> Process:
@@ -187,7 +188,12 @@ class Bench:
         pids = [*self.cluster.pids().values(), self.agents.pid, os.getpid()]
         if self.controller is not None:
             pids.append(self.controller.process.pid)
-        return sum(Process(pid).cpu_seconds() for pid in pids)
+        return self.ended_cpu_seconds + sum(Process(pid).cpu_seconds() for pid in pids)
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL, and note what it had used."""
+        self.ended_cpu_seconds += Process(pid).cpu_seconds()
+        os.kill(pid, signal.SIGKILL)
 
     def writes(self, key: str, seen: list[dict[str, Any]]) -> None:
         """Note how many there were, and to what."""
@@ -347,7 +353,7 @@ def in_sync(bench: Bench, generation: int) -> Callable[[], bool]:
 
 def measure_restart(bench: Bench) -> None:
     bench.audit.more()
-    bench.controller.process.send_signal(signal.SIGKILL)
+    bench.kill(bench.controller.process.pid)
     bench.controller.process.wait()
     begun = time.monotonic()
     bench.controller = start_controller(bench.cluster)
@@ -363,7 +369,7 @@ def measure_handover(bench: Bench) -> None:
     until(lambda: standby.get("/readyz")[0] == 200 and standby.metric("memoryreports") == bench.nodes, "a standby")
     bench.audit.more()
     first, bench.controller = bench.controller, standby
-    first.process.send_signal(signal.SIGKILL)
+    bench.kill(first.process.pid)
     first.process.wait()
     begun = time.monotonic()
     until(lambda: synced(standby), "the standby takes over")
@@ -376,6 +382,7 @@ def measure_outage(bench: Bench) -> None:
     """Every watch is cut, and what it would go on from is forgotten."""
     bench.audit.more()
     cpu = bench.process.cpu_seconds()
+    bench.kill(bench.cluster.pids()["kube-apiserver"])
     bench.cluster.stop("kube-apiserver", signal.SIGKILL)
     bench.cluster.compact()
     begun = time.monotonic()
