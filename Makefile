@@ -66,6 +66,15 @@ bench-agent: $(VENV)/.installed-test ## Memory of the whole agent, publishing to
 bench-day: $(VENV)/.installed-test ## 5,000 scans while pods come and go: memory and descriptors stay flat
 	PYTHONPATH=tests $(BIN)/python -m bench.day
 
+.PHONY: bench-cluster
+bench-cluster: $(VENV)/.installed-test ## The controller with 500 and with 5,000 nodes, on a real API server
+	PYTHONPATH=tests $(BIN)/python -m bench.cluster_tables
+	PYTHONPATH=tests $(BIN)/python -m bench.cluster
+
+.PHONY: bench-writes
+bench-writes: $(VENV)/.installed-test ## An agent's writes in a day, four kinds of day, and how soon it tells of a leak
+	PYTHONPATH=tests $(BIN)/python -m bench.cluster_writes
+
 .PHONY: clean
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -287,6 +287,65 @@ def test_heartbeats_and_a_restart_cause_no_write(cluster: ControlPlane) -> None:
             assert [each["requestURI"] for each in writes(cluster, since=made)] == []
 
 
+def test_what_failed_on_3_of_200_nodes_stays_stopped_over_a_death_and_is_taken_back_in_turns(
+    cluster: ControlPlane,
+) -> None:
+    nodes = names(200)
+    bad = {nodes[7], nodes[25], nodes[43]}
+    pace = {"maxConcurrent": "10%", "maxFailures": 3}
+    with Agents(cluster, nodes, seconds=0.2) as agents:
+        agents.behave = lambda name, limit: holds(limit, "Failed" if name in bad else "InSync", "Too small a size")
+        with Controller(cluster).until_synced() as first:
+            tmpfs_policy(cluster, "cap-run", rollout=pace)
+            until(
+                lambda: said(policy(cluster, "cap-run"), "Progressing")[1] == "Stopped",
+                "goes on",
+                seconds=120,
+                log=first.log,
+            )
+            first.until_looked_again()
+            first.process.send_signal(signal.SIGKILL)
+            first.process.wait()
+        reached = told_in_all(cluster, nodes)
+        # Those before the third that failed, and those that were at it at the same time.
+        assert 44 <= reached <= 44 + 2 * 20
+        made = len(writes(cluster))
+        with Controller(cluster).until_synced() as second:
+            second.until_looked_again()
+            assert told_in_all(cluster, nodes) == reached
+            assert [each for each in writes(cluster, since=made) if each["requestURI"].startswith(REPORTS)] == []
+            assert counts(policy(cluster, "cap-run"))["failed"] == 3
+            cluster.request("DELETE", f"{POLICIES}/cap-run")
+            until(lambda: policy_is_gone(cluster, "cap-run"), "still there", seconds=120, log=second.log)
+        assert told_in_all(cluster, nodes) == 0
+        assert most_at_once(cluster, nodes) <= 20
+
+
+def test_neither_an_outage_nor_a_handover_causes_a_write(cluster: ControlPlane) -> None:
+    nodes = names(20)
+    with (
+        Agents(cluster, nodes),
+        Controller(cluster, name="a").until_synced() as first,
+        Controller(cluster, name="b") as standby,
+    ):
+        tmpfs_policy(cluster, "cap-run", rollout={"maxConcurrent": 20})
+        until(lambda: counts(policy(cluster, "cap-run")).get("inSync") == 20, "no end", log=first.log)
+        until(lambda: standby.metric("memoryreports") >= 20, "not watching", log=standby.log)
+        time.sleep(3)  # counts are written no more often than every two seconds
+        first.until_looked_again()
+        made = len(writes(cluster))
+        cluster.stop("kube-apiserver", signal.SIGKILL)
+        cluster.compact()
+        cluster.start_apiserver()
+        until(lambda: first.metric("leader") == 1 and first.metric("synced") == 1, "not back", log=first.log)
+        first.until_looked_again()
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait()
+        standby.until_synced()
+        standby.until_looked_again()
+        assert [each["requestURI"] for each in writes(cluster, since=made)] == []
+
+
 def test_pods_are_chosen_by_their_labels_and_namespaces(cluster: ControlPlane) -> None:
     (name,) = names(1)
     spaces = {}

@@ -137,6 +137,18 @@ def test_a_heartbeat_changes_nothing_that_limits_depend_on() -> None:
     assert state.take("reports", report(version=4, tmpfs=[RUN | {"sizeBytes": 7}], observedGeneration=1))
 
 
+def test_which_pods_mounts_are_listed_makes_no_difference_to_a_policy_for_the_node_s_own() -> None:
+    """A report lists the largest tmpfs: on a busy node others at each heartbeat."""
+    state = state_of(policy(), reports=(report(omitted={"tmpfs": 280}),))
+    assert not state.take("reports", report(version=2, tmpfs=[RUN, SHM], omitted={"tmpfs": 279}))
+    assert state.take("reports", report(version=3, tmpfs=[RUN | {"mountPoint": "/srv"}, RUN], omitted={"tmpfs": 279}))
+    for_pods = [{"scope": "SharedMemory", "size": "1Gi"}]
+    state.take("tmpfs_policies", policy("pods", version=4, rules=for_pods))
+    assert state.take("reports", report(version=5, tmpfs=[RUN, SHM], omitted={"tmpfs": 279}))
+    state.lost("tmpfs_policies", "pods", "uid-pods")
+    assert not state.take("reports", report(version=6, tmpfs=[RUN], omitted={"tmpfs": 280}))
+
+
 def test_without_policies_and_limits_mounts_make_no_difference() -> None:
     state = state_of()
     assert not state.take("reports", report(version=2, tmpfs=[]))

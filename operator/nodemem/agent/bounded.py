@@ -1,23 +1,27 @@
 """A status that fits: the API server and everybody who watches reports pay for each byte of each node."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nodemem.api.convert import wire
-from nodemem.node.status import ExposureStatus, LimitStatus, OomKillStatus, ReportStatus
+from nodemem.node.status import ReportStatus
 
-AIM_BYTES = 7 * 1024
-"""For all but findings, that is for a node with nothing to tell."""
+AIM_BYTES = 6656
+"""For all but findings, that is for a node with nothing to tell: 8 KiB with metadata and managedFields."""
 
 LIMIT_BYTES = 13 * 1024
 """For everything. With metadata and managedFields, below 2 KiB, an object stays under 16 KiB."""
 
-T = TypeVar("T", ExposureStatus, OomKillStatus, LimitStatus)
-
 _LEAST = 3
 _SHORT_MESSAGE = 160
+_FINDINGS = ("exposures", "oomKills", "limits")
+
+_SUMS = {
+    "tmpfs": (("tmpfsUsedBytes", "usedBytes"),),
+    "containers": (("containersShmemBytes", "shmemBytes"), ("containersUsageBytes", "usageBytes")),
+}
+"""What ``omitted`` adds up of the entries that are left out."""
 
 
 def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int = LIMIT_BYTES) -> dict[str, Any]:
@@ -26,16 +30,14 @@ def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int =
     ``omitted`` counts and sums up what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
     """
     plain = wire(status)
-    while (size := encoded_bytes({**plain, "exposures": (), "oomKills": (), "limits": ()})) > aim_bytes:
-        smaller = _less_context(status, 1 - aim_bytes / size)
-        if smaller is None:
+    for name, whole in (("tmpfs", status.tmpfs), ("containers", status.containers)):
+        _count(plain, name, [wire(each) for each in whole[len(plain[name]) :]])
+    while (size := encoded_bytes({**plain, **dict.fromkeys(_FINDINGS, ())})) > aim_bytes:
+        if not _less_context(plain, 1 - aim_bytes / size):
             break
-        status, plain = smaller, wire(smaller)
     while (size := encoded_bytes(plain)) > limit_bytes:
-        smaller = _shorter(status, 1 - limit_bytes / size)
-        if smaller is None:
+        if not _shorter(plain, 1 - limit_bytes / size):
             break
-        status, plain = smaller, wire(smaller)
     return plain
 
 
@@ -43,55 +45,61 @@ def encoded_bytes(plain: Any) -> int:
     return len(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
+def _less_context(plain: dict[str, Any], excess: float) -> bool:
     """A step: first the files of the lesser tmpfs, then the end of the longer one of the two lists."""
-    if any(len(each.largest) > 1 for each in status.tmpfs[_LEAST:]):
-        lesser = tuple(replace(each, largest=each.largest[:1]) for each in status.tmpfs[_LEAST:])
-        return replace(status, tmpfs=(*status.tmpfs[:_LEAST], *lesser))
-    omitted, tmpfs, containers = status.omitted, len(status.tmpfs), len(status.containers)
-    if containers and containers >= tmpfs - _LEAST:
-        kept = _fewer(containers, excess)
-        omitted = omitted.and_containers(status.containers[kept:])
-        return replace(status, containers=status.containers[:kept], omitted=omitted)
-    if tmpfs > _LEAST:
-        kept = max(_LEAST, _fewer(tmpfs, excess))
-        omitted = omitted.and_tmpfs(status.tmpfs[kept:])
-        return replace(status, tmpfs=status.tmpfs[:kept], omitted=omitted)
-    return None
+    tmpfs, containers = plain["tmpfs"], plain["containers"]
+    if any(len(each["largest"]) > 1 for each in tmpfs[_LEAST:]):
+        for each in tmpfs[_LEAST:]:
+            del each["largest"][1:]
+        return True
+    if containers and len(containers) >= len(tmpfs) - _LEAST:
+        _cut(plain, "containers", _fewer(len(containers), excess))
+        return True
+    if len(tmpfs) > _LEAST:
+        _cut(plain, "tmpfs", max(_LEAST, _fewer(len(tmpfs), excess)))
+        return True
+    return False
 
 
-def _shorter(status: ReportStatus, excess: float) -> ReportStatus | None:
+def _shorter(plain: dict[str, Any], excess: float) -> bool:
     """A step: long sentences of limits (no limit is ever left out: the original sizes are in them) and of the lesser
     findings, old kills, context, exposures, at last the files in tmpfs."""
-    exposures, kills, limits = status.exposures or (), status.oom_kills or (), status.limits or ()
-    if any(len(each.message or "") > _SHORT_MESSAGE for each in limits[_LEAST:]):
-        return replace(status, limits=(*limits[:_LEAST], *_shortened(limits[_LEAST:])))
-    sentences = [*(each.message for each in exposures[_LEAST:]), *(each.message for each in kills[1:])]
-    if any(len(sentence) > _SHORT_MESSAGE for sentence in sentences):
-        return replace(
-            status,
-            exposures=(*exposures[:_LEAST], *_shortened(exposures[_LEAST:])),
-            oom_kills=(*kills[:1], *_shortened(kills[1:])),
-        )
+    exposures, kills, limits = (plain.get(each, []) for each in _FINDINGS)
+    if _shorten(limits[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
+        return True
     if len(kills) > _LEAST:
-        return replace(status, oom_kills=kills[: max(_LEAST, _fewer(len(kills), excess))])
-    if (less := _less_context(status, excess)) is not None:
-        return less
+        del kills[max(_LEAST, _fewer(len(kills), excess)) :]
+        return True
+    if _less_context(plain, excess):
+        return True
     if len(exposures) > _LEAST:
-        return replace(status, exposures=exposures[: max(_LEAST, _fewer(len(exposures), excess))])
-    if any(each.largest for each in status.tmpfs):
-        return replace(status, tmpfs=tuple(replace(each, largest=()) for each in status.tmpfs))
-    return None
+        del exposures[max(_LEAST, _fewer(len(exposures), excess)) :]
+        return True
+    files = [each["largest"] for each in plain["tmpfs"] if each["largest"]]
+    for each in files:
+        each.clear()
+    return bool(files)
+
+
+def _cut(plain: dict[str, Any], name: str, kept: int) -> None:
+    _count(plain, name, plain[name][kept:])
+    del plain[name][kept:]
+
+
+def _count(plain: dict[str, Any], name: str, left_out: Sequence[Mapping[str, Any]]) -> None:
+    omitted = plain["omitted"]
+    omitted[name] += len(left_out)
+    for total, figure in _SUMS[name]:
+        omitted[total] += sum(each.get(figure) or 0 for each in left_out)
 
 
 def _fewer(length: int, excess: float) -> int:
     return min(length - 1, int(length * (1 - excess)))
 
 
-def _shortened(found: Sequence[T]) -> list[T]:
-    return [
-        replace(each, message=f"{message[: _SHORT_MESSAGE - 3]}...")
-        if len(message := each.message or "") > _SHORT_MESSAGE
-        else each
-        for each in found
-    ]
+def _shorten(entries: list[dict[str, Any]]) -> bool:
+    """Whether a message was long."""
+    long = [each for each in entries if len(each.get("message", "")) > _SHORT_MESSAGE]
+    for each in long:
+        each["message"] = f"{each['message'][: _SHORT_MESSAGE - 3]}..."
+    return bool(long)

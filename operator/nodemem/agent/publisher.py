@@ -25,6 +25,7 @@ NODE_CHECK_SECONDS = 3600.0
 """How often it is looked whether the Node is still the one that owns the report."""
 
 _EVENTS_WAITING = 16
+_LOOK_SECONDS = 5.0
 
 
 class Publisher:
@@ -60,6 +61,7 @@ class Publisher:
         self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_EVENTS_WAITING)
         self._last: Written | None = None
         self._not_before = 0.0
+        self._failed = False
         self._ensured_at: float | None = None
         self._must_ensure = True
         self._node_uid: str | None = None
@@ -105,12 +107,19 @@ class Publisher:
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             with self._wake:
-                wait = self._not_before - self._clock()
-                if wait > 0 or not (self._ensure_due() or self._due() or self._events):
-                    self._wake.wait(wait if wait > 0 else 5.0)
+                wait = self.rest_seconds()
+                if wait > 0:
+                    self._wake.wait(wait)
                     continue
             self.step()
         self._client.close()
+
+    def rest_seconds(self) -> float:
+        """How long there is nothing to do, as far as is known now; 0: ``step`` is due."""
+        wait = self._not_before - self._clock()
+        if wait > 0:
+            return wait
+        return 0.0 if self._ensure_due() or self._due() or self._events else _LOOK_SECONDS
 
     def step(self) -> None:
         """Do what is due now; after a failure nothing is, for a while."""
@@ -121,6 +130,7 @@ class Publisher:
             self._send_events()
         except ApiError as error:
             self._counters.write_failures += 1
+            self._failed = True
             self._not_before = self._clock() + self._backoff.failed(error.retry_after)
             self._log.problem("publishing the report", _sentence(error, self._node_name), status=error.status)
         else:
@@ -159,7 +169,9 @@ class Publisher:
             self._must_ensure = True
             raise
         with self._wake:
-            self._last = written(self._last, status, self._clock(), why, self._chance())
+            now, failed = self._clock(), self._failed
+            self._last = written(self._last, status, now, why, self._chance(), self._cadence, together=failed)
+            self._failed = False
             self._conditions = {each.type: each for each in status.conditions}
         with self._counters.lock:
             self._counters.writes[why] += 1

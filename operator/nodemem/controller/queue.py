@@ -11,7 +11,7 @@ from nodemem.controller.client import ApiError, NotHeld
 
 _log = logging.getLogger(__name__)
 
-WRITES_PER_SECOND = 100.0
+WRITES_PER_SECOND = 200.0
 WORKERS = 8
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 

@@ -5,10 +5,12 @@ LIST has, and nothing without the Lease.
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from nodemem.api import resources
@@ -27,10 +29,26 @@ from nodemem.controller.writes import Writer
 _log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.3
+REST, LONGEST_REST_SECONDS = 3.0, 3.0
+"""After a look at everything, so many times as long as it took: where events never end, the rest is for them."""
+
 OUTAGE_SECONDS = 60.0
+STALLED_SECONDS = 10.0
+"""What a LIST has and no event told of for so long may have been deleted since: it takes another LIST."""
 
 LIMIT_PODS_SECONDS, LIMIT_PODS_AT_ONCE = 1800.0, 200
 """Pods that a TmpfsPolicy asks for may be many, and their labels seldom change."""
+
+
+@dataclass(slots=True)
+class _Due:
+    """What the tables have to hold before anything is written: names and UIDs by kind, and the versions of reports.
+    ``progress``: ``time.monotonic`` at which the number of ``missing`` ones last changed."""
+
+    names: Mapping[Kind, Mapping[str, str]]
+    versions: Mapping[str, str]
+    progress: float
+    missing: int = -1
 
 
 class Reconciler:
@@ -50,7 +68,8 @@ class Reconciler:
         self._limit_lookup = Lookup(api, max_age_seconds=LIMIT_PODS_SECONDS, at_once=LIMIT_PODS_AT_ONCE)
         self._planner = Planner(self.state)
         self._limit_writer = LimitWriter(api, self.state, self._planner, self.mark)
-        self._reports_due: dict[str, str] | None = None
+        self._due: _Due | None = None
+        self._rest_until = now
         self._dirty = asyncio.Event()
         self._names_due = self._exposures_due = now
         self._without_report: dict[str, float] = {}
@@ -81,7 +100,7 @@ class Reconciler:
         if not held:
             self.queue.clear()
             self.synced = False
-            self._reports_due = None
+            self._due = None
         self.mark()
 
     def _list_again(self) -> None:
@@ -116,7 +135,7 @@ class Reconciler:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._dirty.wait(), until - now)
             # Let what comes together be one look.
-            await asyncio.sleep(DEBOUNCE_SECONDS)
+            await asyncio.sleep(max(DEBOUNCE_SECONDS, self._rest_until - time.monotonic()))
         self._dirty.clear()
 
     async def _pulse(self) -> None:
@@ -132,43 +151,60 @@ class Reconciler:
 
     async def _sync(self) -> None:
         """Make the tables agree with LISTs where that is due; ``synced`` says whether they ever did."""
-        now = time.monotonic()
-        if not self.synced or now >= self._names_due:
-            missing = 0
-            for kind in PATHS:
-                missing += await self._compare(kind)
-            if not self.synced:
-                missing += self._behind()
-            if missing and not self.synced:
-                _log.info("%d objects have not been seen yet", missing)
+        if not self.synced:
+            if not await self._caught_up():
                 await asyncio.sleep(1)
                 self.mark()
                 return
-            self._names_due = now + (5 if missing else self._options.names_seconds)
-        if not self.synced or now >= self._exposures_due:
+            self._names_due = time.monotonic() + self._options.names_seconds
+        elif time.monotonic() >= self._names_due:
+            missing = 0
+            for kind in PATHS:
+                missing += len(self.state.table(kind).missing(await self._list_names(kind)))
+            self._names_due = time.monotonic() + (5 if missing else self._options.names_seconds)
+        if not self.synced or time.monotonic() >= self._exposures_due:
             await self._list_exposures()
-            self._exposures_due = now + self._options.exposures_seconds
-        self.synced = True
+            self._exposures_due = time.monotonic() + self._options.exposures_seconds
+        if not self.synced:
+            self.synced = True
+            # What is in the tables now stays: looked through again and again, it would be a third of the CPU time.
+            gc.collect()
+            gc.freeze()
 
-    async def _compare(self, kind: Kind) -> int:
-        """How many objects of a LIST no event has told of."""
+    async def _caught_up(self) -> bool:
+        """Whether the watches have told of all that one LIST had, and of the reports at least as new.
+
+        All writes of a former holder of the Lease come before that LIST.
+        """
+        now = time.monotonic()
+        if self._due is None or now - self._due.progress > STALLED_SECONDS:
+            names: dict[Kind, Mapping[str, str]] = {}
+            versions: dict[str, str] = {}
+            for kind in PATHS:
+                names[kind] = await self._list_names(kind, versions if kind == "reports" else None)
+            self._due = _Due(names, versions if self._due is None else self._due.versions, now)
+        due, reports = self._due, self.state.reports
+        missing = sum(len(self.state.table(kind).missing(names)) for kind, names in due.names.items())
+        missing += sum(
+            1 for name, version in due.versions.items() if name in reports and older(reports[name].version, version)
+        )
+        if missing != due.missing:
+            _log.info("%d objects have not been seen yet", missing)
+            due.missing, due.progress = missing, time.monotonic()
+        return not missing
+
+    async def _list_names(self, kind: Kind, versions: dict[str, str] | None = None) -> dict[str, str]:
+        """Names and UIDs of a LIST, and the ``versions`` in it; what it doesn't have any more is dropped."""
         started = time.monotonic()
         listed: dict[str, str] = {}
-        versions: dict[str, str] = {}
         async for item in self._api.pages(PATHS[kind], metadata_only=True):
             metadata = item["metadata"]
             listed[metadata["name"]] = metadata["uid"]
-            versions[metadata["name"]] = metadata["resourceVersion"]
-        if kind == "reports" and self._reports_due is None:
-            self._reports_due = versions
+            if versions is not None:
+                versions[metadata["name"]] = metadata["resourceVersion"]
         for name in self.state.prune(kind, listed, started):
             _log.info("%s %s was deleted unseen", kind, name)
-        return len(self.state.table(kind).missing(listed))
-
-    def _behind(self) -> int:
-        """Reports of which no event has told what the former holder of the Lease may have written last."""
-        due, reports = self._reports_due or {}, self.state.reports
-        return sum(1 for name, version in due.items() if name in reports and older(reports[name].version, version))
+        return listed
 
     async def _list_exposures(self) -> None:
         started = time.monotonic()
@@ -207,8 +243,10 @@ class Reconciler:
         )
         self.counts.stale = [name for name, silent in stale.items() if silent]
         self.counts.exposed = list(wanted.values())
+        took = time.monotonic() - started
+        self._rest_until = time.monotonic() + min(REST * took, LONGEST_REST_SECONDS)
         self.counts.reconciles += 1
-        self.counts.reconcile_seconds += time.monotonic() - started
+        self.counts.reconcile_seconds += took
 
     async def _plan_limits(self, now: float) -> Planned:
         await self._limit_writer.settle()

@@ -6,7 +6,7 @@ sense becomes a record that says "unknown", so that the table still knows that t
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -19,6 +19,8 @@ from nodemem.policy.limits import Mount
 
 Kind = Literal["reports", "nodes", "oom_policies", "tmpfs_policies"]
 
+SCOPES = ("Host", "EmptyDir", "SharedMemory")
+_POD_SCOPES = frozenset(SCOPES[1:])
 STALE = "Stale"
 SHMEM_PRESSURE = "ShmemPressure"
 OOM_EXPOSED = "OomMisselectionExposed"
@@ -76,9 +78,8 @@ class TmpfsRecord:
     pods: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     page_size_bytes: int = 4096
 
-    @property
-    def meaning(self) -> tuple[object, ...]:
-        """What decides on limits; a heartbeat leaves it as it was."""
+    def meaning(self, scopes: Collection[str]) -> tuple[object, ...]:
+        """What decides on limits of mounts of these scopes; a heartbeat leaves it as it was."""
         return (
             self.generation,
             self.answered,
@@ -86,9 +87,9 @@ class TmpfsRecord:
             {(each.mount_point, each.state, each.requested_bytes, each.policy, each.reason) for each in self.statuses},
             None
             if self.mounts is None
-            else {(each.mount_point, each.scope, each.size_bytes, each.pod_uid) for each in self.mounts},
+            else {(each.mount_point, each.size_bytes, each.pod_uid) for each in self.mounts if each.scope in scopes},
             self.complete,
-            self.pods,
+            None if not _POD_SCOPES.intersection(scopes) else self.pods,
         )
 
 
@@ -295,7 +296,7 @@ def _tmpfs(body: Mapping[str, Any], status: Mapping[str, Any], complete: Mark | 
         for each in listed:
             entry = _mapping(each)
             path, scope, owner = entry.get("mountPoint"), entry.get("scope"), _mapping(entry.get("owner"))
-            if not isinstance(path, str) or scope not in ("Host", "EmptyDir", "SharedMemory"):
+            if not isinstance(path, str) or scope not in SCOPES:
                 continue
             uid, namespace, name = (_text(owner.get(key)) for key in ("podUID", "podNamespace", "podName"))
             if uid and namespace and name:

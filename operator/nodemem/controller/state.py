@@ -44,6 +44,7 @@ class State:
 
     def __init__(self, options: Options) -> None:
         self._figures_matter = options.node_conditions
+        self._scopes: frozenset[str] | None = None
         self.reports: Table[records.ReportRecord] = Table()
         self.nodes: Table[records.NodeRecord] = Table()
         self.oom_policies: Table[records.OomPolicyRecord] = Table()
@@ -73,11 +74,13 @@ class State:
             case "tmpfs_policies":
                 limiting = records.tmpfs_policy(body)
                 known = self.tmpfs_policies.saw(name, limiting, now)
+                self._scopes = None
                 return known is None or known.version != limiting.version
 
     def lost(self, kind: Kind, name: str, uid: str) -> bool:
         """It was deleted; whether it was known."""
         known = self.table(kind).lost(name, uid)
+        self._scopes = None
         if known and kind == "reports":
             self.heartbeats.forget(name)
         return known
@@ -85,6 +88,7 @@ class State:
     def prune(self, kind: Kind, listed: Mapping[str, str], started: float) -> list[str]:
         """What was deleted unseen, by a LIST that began at ``started``; it is forgotten."""
         gone = self.table(kind).prune(listed, started)
+        self._scopes = None
         for name in gone if kind == "reports" else ():
             self.heartbeats.forget(name)
         return gone
@@ -113,6 +117,17 @@ class State:
             if each.pod_uid and not each.pod_name
         }
 
+    def _limited_scopes(self) -> frozenset[str]:
+        """Those that policies have rules for: of a node's other mounts nothing depends on which are listed."""
+        if self._scopes is None:
+            specs = [each.spec for each in self.tmpfs_policies.values()]
+            self._scopes = frozenset(
+                scope
+                for spec in specs
+                for scope in (records.SCOPES if spec is None else [rule.scope for rule in spec.rules])
+            )
+        return self._scopes
+
     def _relevant(self, record: records.ReportRecord) -> tuple[object, ...]:
         """What a heartbeat leaves as it was."""
         marked = record.stale is not None and record.stale.status == "True"
@@ -125,7 +140,7 @@ class State:
             record.stale,
             record.figures if self._figures_matter else None,
             record.observed_at if marked else None,
-            record.tmpfs.meaning if limited else None,
+            record.tmpfs.meaning(self._limited_scopes()) if limited else None,
         )
 
 
