@@ -36,6 +36,7 @@ Object = dict[str, Any]
 SERVICE = ("10.96.0.1", 443)
 """Of `kubernetes.default`: the first address of the control plane's service range, and in its certificate."""
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_SANDBOXES = Path("/run/containerd/io.containerd.grpc.v1.cri/sandboxes")
 _CLONE_NEWNET, _CLONE_NEWUTS = 0x40000000, 0x04000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -173,7 +174,8 @@ def sandbox(cluster: ControlPlane, pod: Object) -> Iterator[Sandbox]:
             each["name"]: stack.enter_context(_projected(cluster, pod, each, directory / "pods" / uid / "volumes"))
             for each in pod["spec"].get("volumes", ())
         }
-        shm = directory / "sandboxes" / secrets.token_hex(32) / "shm"
+        shm = _SANDBOXES / secrets.token_hex(32) / "shm"
+        stack.callback(_remove_empty, shm)
         shm.mkdir(parents=True)
         workloads.mount("shm", str(shm), "tmpfs", 14, "mode=1777,size=65536k")  # MS_NOSUID, MS_NODEV, MS_NOEXEC
         stack.callback(workloads.umount, str(shm), workloads.MNT_DETACH)
@@ -399,6 +401,15 @@ def quantity(text: str) -> int:
 
 def _node_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _remove_empty(place: Path) -> None:
+    """The directory and those above that hold nothing else."""
+    for each in (place, *place.parents):
+        try:
+            each.rmdir()
+        except OSError:
+            return
 
 
 def _remove_cgroups(top: str) -> None:

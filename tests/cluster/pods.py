@@ -160,14 +160,9 @@ def test_the_enforcers_pod_resizes_another_pods_shared_memory_and_gives_it_back(
         until(lambda: report_of(installed, node), "a report", 60)
         wanted = {"scope": "SharedMemory", "adjust": "Grow", "mode": "Enforce", "sizeBytes": 128 * MIB, "policy": "shm"}
         limits({**wanted, "mountPoint": str(shm)}, {**wanted, "mountPoint": str(box.shm)})
-        try:
-            until(lambda: said(shm).startswith("InSync") and said(box.shm) == "Failed Protected", "both answers", 60)
-        except AssertionError as error:
-            error.add_note(
-                str([shm, box.shm, status_of(installed, node)["limits"], status_of(installed, node)["tmpfs"]])
-            )
-            raise
-        assert size() == 128 * MIB
+        # Written at most twice a minute, and the size found is on record before the change.
+        until(lambda: size() == 128 * MIB, "the change", 120)
+        assert said(box.shm) == "Failed OwnNamespace"
         assert os.statvfs(box.shm).f_blocks * os.statvfs(box.shm).f_frsize == 64 * MIB, "its own is left alone"
         options = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(shm) in line)
         assert "nosuid,nodev,noexec" in options

@@ -2,12 +2,14 @@
 the agent with exactly the chart's capabilities on the real kernel."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helm_python import Config, HelmError
 
 from chartlab import CHART, NAMESPACE, RELEASE, ROOT, find, render
@@ -15,6 +17,8 @@ from cluster import rights
 from cluster.agentlab import REPORTS, make_node, report_of, running_agent, until
 from cluster.controlplane import ApiError, ControlPlane
 from cluster.rights import chart_capabilities, words
+
+OOM_POLICIES = "/apis/nodemem.io/v1alpha1/oompolicies"
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,108 @@ def test_install_upgrade_rollback_uninstall_leave_only_the_definitions(plain: Co
     helm.upgrade(CHART, RELEASE, {"crds": {"keep": False}})
     helm.uninstall(RELEASE)
     until(lambda: _ours_or_none(plain) == before, "everything gone")
+
+
+def everything(cluster: ControlPlane) -> set[tuple[str, str, str]]:
+    """Kind, namespace and name of all that is in the cluster, but for what comes and goes by itself."""
+    kinds = set(cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split())
+    kinds -= {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "componentstatuses"}
+    found = cluster.kubectl("get", ",".join(sorted(kinds)), "-A", "-o", "json", "--ignore-not-found")
+    return {
+        (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"])
+        for each in json.loads(found)["items"]
+    }
+
+
+def test_of_an_installation_nothing_is_left_but_the_definitions_whatever_its_label(
+    plain: ControlPlane, helm: Config
+) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    plain.kubectl("wait", "--for=create", "--timeout=60s", "-n", NAMESPACE, "serviceaccount/default")
+    plain.kubectl("wait", "--for=create", "--timeout=60s", "-n", NAMESPACE, "configmap/kube-root-ca.crt")
+    before = everything(plain)
+    helm.install(CHART, RELEASE, {"enforcement": {"enabled": True}, "controller": {"nodeConditions": True}})
+    assert len(everything(plain) - before) > 20
+    helm.uninstall(RELEASE)
+    definitions = {
+        ("CustomResourceDefinition", "", f"{each}.nodemem.io")
+        for each in ("memoryreports", "oomexposures", "oompolicies", "tmpfspolicies")
+    }
+    kept = definitions | {("APIService", "", "v1alpha1.nodemem.io")}
+    until(lambda: everything(plain) - before == kept, "the definitions alone", 60)
+    assert before <= everything(plain)
+
+
+@pytest.fixture
+def next_chart(tmp_path: Path) -> Path:
+    """The chart one version later: an OomPolicy has a field more."""
+    chart = tmp_path / "nodemem"
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about | {"version": "99.0.0", "appVersion": "99.0.0"}))
+    file = chart / "files" / "crds" / "oompolicies.yaml"
+    definition = yaml.safe_load(file.read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"]["properties"]["remark"] = {"type": "string", "description": "Why.", "maxLength": 64}
+    file.write_text(yaml.safe_dump(definition))
+    return chart
+
+
+def remarked(name: str, **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "nodemem.io/v1alpha1", "kind": "OomPolicy", "metadata": {"name": name}, "spec": spec}
+
+
+def test_a_new_version_brings_its_definitions_and_takes_no_object_away(
+    plain: ControlPlane, helm: Config, next_chart: Path
+) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+
+    def accepted(item: dict[str, Any]) -> bool:
+        try:
+            plain.apply(item)
+        except ApiError as error:
+            if "remark: field not declared in schema" not in error.message:
+                raise
+            return False
+        return True
+
+    def image() -> str:
+        daemonset = plain.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/nodemem-agent")
+        found: str = daemonset["spec"]["template"]["spec"]["containers"][0]["image"]
+        return found
+
+    helm.install(CHART, RELEASE, {})
+    plain.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+    until(lambda: accepted(remarked("old")), "the kind")
+    old_uid = plain.request("GET", "/apis/nodemem.io/v1alpha1/oompolicies/old")["metadata"]["uid"]
+    assert not accepted(remarked("new", remark="x"))
+    before = image()
+    helm.upgrade(next_chart, RELEASE, {})
+    assert image().endswith(":99.0.0")
+    until(lambda: accepted(remarked("new", remark="x")), "the new field", 60)
+    helm.rollback(RELEASE)
+    assert image() == before
+    until(lambda: not accepted(remarked("newer", remark="x")), "the old definition", 60)
+    names = {each["metadata"]["name"]: each for each in plain.request("GET", OOM_POLICIES)["items"]}
+    assert names["old"]["metadata"]["uid"] == old_uid
+    assert "new" in names
+
+
+def test_definitions_that_kubectl_brought_are_left_to_it_when_told_so(plain: ControlPlane, helm: Config) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    helm.install(CHART, RELEASE, {"crds": {"install": False}})
+    assert not [each for each in ours(plain) if each[0] == "CustomResourceDefinition"]
+    helm.uninstall(RELEASE)
+    plain.kubectl("apply", "-f", str(ROOT / "manifests" / "crds"))
+    try:
+        with pytest.raises(HelmError, match="invalid ownership metadata"):
+            helm.install(CHART, RELEASE, {})
+        helm.uninstall(RELEASE, ignore_not_found=True)
+        helm.install(CHART, RELEASE, {"crds": {"install": False}})
+        helm.uninstall(RELEASE)
+        assert "memoryreports.nodemem.io" in plain.kubectl("get", "crd", "-o", "name")
+    finally:
+        plain.kubectl("delete", "-f", str(ROOT / "manifests" / "crds"), "--wait")
 
 
 def test_a_typo_stops_an_installation_before_anything_is_made(plain: ControlPlane, helm: Config) -> None:
