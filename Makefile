@@ -32,6 +32,10 @@ test: $(VENV)/.installed-test check ## Install what the tests need, and run them
 test-vm: $(VENV)/.installed-test ## The full matrix of other kernels under QEMU (make test runs a short set)
 	$(BIN)/pytest -m vm tests/vm
 
+.PHONY: image-test
+image-test: $(VENV)/.installed-test ## Build the image without a Docker engine, look into it, and run its pods
+	$(BIN)/pytest -m image tests/image
+
 .PHONY: check
 check: $(VENV)/.installed-test ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
