@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # One image for agent and controller. A release pins the base image by digest, too:
 #   docker build --build-arg BASE_DIGEST=sha256:... --build-arg VERSION=... --build-arg REVISION=$(git rev-parse HEAD) .
+# Behind an index of your own: --secret id=pip,src=pip.conf; nothing of it is in the image.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG BASE_DIGEST=
 
@@ -10,10 +11,12 @@ WORKDIR /src
 RUN python -m venv /opt/nodemem
 # Before the sources, which change more often. Wheels alone: nothing is compiled, so there is no compiler.
 COPY image-requirements.txt ./
-RUN /opt/nodemem/bin/pip install --only-binary :all: --no-deps -r image-requirements.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/nodemem/bin/pip install --only-binary :all: --no-deps -r image-requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
-RUN pip install --only-binary :all: hatchling==1.33.0 \
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --only-binary :all: hatchling==1.33.0 \
  && pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
  && /opt/nodemem/bin/pip install --no-deps /tmp/wheel/*.whl \
  && /opt/nodemem/bin/pip check \

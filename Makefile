@@ -42,6 +42,10 @@ test-krew: $(VENV)/.installed-test ## Build that archive, install it with real k
 	$(BIN)/pip install --quiet 'pyinstaller>=6'
 	$(BIN)/pytest -m krew tests/krew
 
+.PHONY: test-image
+test-image: $(VENV)/.installed-test ## Build the image without a Docker engine, look into it, and run its pods
+	$(BIN)/pytest -m image tests/image
+
 .PHONY: check
 check: $(VENV)/.installed-test ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Programs of Debian's packages that tests run: used where they are installed, else installed by apt, which is said."""
+"""Programs and files of Debian's packages that tests use: those installed, else apt installs them, which is said."""
 
 import fcntl
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -18,21 +19,30 @@ def ensure(program: str, package: str) -> str:
 
     Several test runs may ask at once: one installs, the others wait. Raises InstallError.
     """
-    if found := shutil.which(program):
+    return _ensure(lambda: shutil.which(program), program, package)
+
+
+def ensure_file(path: str, package: str) -> str:
+    """The same for a file that is no program."""
+    return _ensure(lambda: path if os.path.exists(path) else None, path, package)
+
+
+def _ensure(find: Callable[[], str | None], what: str, package: str) -> str:
+    if found := find():
         return found
     if os.geteuid() != 0:
-        raise InstallError(f"{program} is not installed; run: apt-get install {package}")
+        raise InstallError(f"{what} is not installed; run: apt-get install {package}")
     with open(Path(tempfile.gettempdir(), "nodemem-apt.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if found := shutil.which(program):
+        if found := find():
             return found
-        print(f"tests: installing {package} with apt-get, for {program}", file=sys.stderr, flush=True)
+        print(f"tests: installing {package} with apt-get, for {what}", file=sys.stderr, flush=True)
         # The lists may be missing or old; one of the machine's other sources may be out of order: installing tells.
         _apt("update", check=False)
         _apt("install", "--yes", "--no-install-recommends", package)
-    if found := shutil.which(program):
+    if found := find():
         return found
-    raise InstallError(f"{program}: still not there after apt-get install {package}")
+    raise InstallError(f"{what}: still not there after apt-get install {package}")
 
 
 def _apt(*words: str, check: bool = True) -> None:

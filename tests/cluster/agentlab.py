@@ -105,7 +105,8 @@ def report_of(cluster: ControlPlane, node: str) -> dict[str, Any] | None:
 
 
 class RunningAgent:
-    """``python -m nodemem.agent`` for a node, with another ``cadence`` if one is given (cluster.fast_agent)."""
+    """``python -m nodemem.agent`` for a node with exactly the chart's user and capabilities, with another ``cadence``
+    if one is given (cluster.fast_agent)."""
 
     def __init__(
         self,
@@ -122,9 +123,11 @@ class RunningAgent:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         if cadence is not None:
             environment["CADENCE"] = f"{cadence.heartbeat_seconds} {cadence.apart_seconds}"
-        self.process = subprocess.Popen(
-            [*command, f"--kubeconfig={kubeconfig}", *options], stderr=self._log, env=environment
-        )
+        from cluster import rights  # needs Helm, which the demo does without
+
+        capabilities = rights.chart_capabilities(enforcement="--enforce" in options)
+        command = [*rights.with_capabilities(capabilities), *command, f"--kubeconfig={kubeconfig}", *options]
+        self.process = subprocess.Popen(command, stderr=self._log, env=environment)
 
     @property
     def pid(self) -> int:
@@ -191,11 +194,12 @@ def running_agent(node: str, kubeconfig: Path, *options: str, cadence: Cadence |
 
 
 class Proxy:
-    """A TCP proxy in front of the API server; TLS goes through it end to end."""
+    """A TCP proxy in front of the API server; TLS goes through it end to end. ``listener`` may be in another network
+    namespace."""
 
-    def __init__(self, cluster: ControlPlane) -> None:
+    def __init__(self, cluster: ControlPlane, *, listener: socket.socket | None = None) -> None:
         self._target = ("127.0.0.1", int(cluster.url.rpartition(":")[2]))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._pairs: dict[socket.socket, socket.socket] = {}

@@ -164,6 +164,24 @@ def test_a_peer_that_falls_silent_is_left(plane: ControlPlane) -> None:
         client.close()
 
 
+def test_a_watch_on_which_nothing_comes_is_made_anew_without_a_word(plane: ControlPlane, node: str) -> None:
+    """A server sends no bookmarks where nothing changes: that is no problem to tell anybody of."""
+    said: list[str] = []
+    with Proxy(plane) as proxy:
+        client = Client(from_kubeconfig(str(kubeconfig(plane, server=proxy.url, name=node))))
+        selector = f"spec.nodeName={node}"
+        watch = Watch(client, "/api/v1/pods", selector, PodTable(), Log(said.append), silence_seconds=0.3)
+        stop = threading.Event()
+        thread = threading.Thread(target=watch.run, args=(stop,))
+        thread.start()
+        until(lambda: proxy.accepted >= 4, "new connections")
+        stop.set()
+        thread.join(10)
+        client.close()
+    assert not thread.is_alive()
+    assert said == []
+
+
 def test_a_server_that_closes_each_watch_at_once_is_not_asked_in_a_hot_loop(plane: ControlPlane, node: str) -> None:
     """timeoutSeconds=0 isn't sent by the agent; a watch of an empty list through a proxy that cuts comes near."""
     waits: list[float] = []

@@ -1,27 +1,24 @@
 """The chart on a real API server, by real Helm: what is installed, what its accounts may do, what is left of it; and
 the agent with exactly the chart's capabilities on the real kernel."""
 
-import contextlib
-import ctypes
 import json
-import mmap
-import os
+import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helm_python import Config, HelmError
 
 from chartlab import CHART, NAMESPACE, RELEASE, ROOT, find, render
-from cluster.agentlab import make_node, report_of, running_agent, until
+from cluster import rights
+from cluster.agentlab import REPORTS, make_node, report_of, running_agent, until
 from cluster.controlplane import ApiError, ControlPlane
-from kernel import workloads
-from kernel.workloads import MIB
+from cluster.rights import chart_capabilities, words
 
-REPORTS = "/apis/nodemem.io/v1alpha1/memoryreports"
+OOM_POLICIES = "/apis/nodemem.io/v1alpha1/oompolicies"
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +39,9 @@ def helm(plain: ControlPlane) -> Iterator[Config]:
 @pytest.fixture(scope="module")
 def installed() -> Iterator[ControlPlane]:
     """A control plane with the chart as it comes, and two nodes."""
-    with ControlPlane() as running:
-        with Config(kubeconfig_path=running.kubeconfig, namespace=NAMESPACE) as config:
-            config.install(CHART, RELEASE, {}, create_namespace=True)
-        running.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+    with rights.installed() as running:
         for node in ("node-a", "node-b"):
             make_node(running, node)
-        # The server takes a moment to put a new policy in force.
-        token = running.service_account_token(NAMESPACE, "nodemem-agent")
-        until(lambda: "names no node" in _words(running, token, "POST", REPORTS, report("no-node")), "the policy")
         yield running
 
 
@@ -176,6 +167,108 @@ def test_install_upgrade_rollback_uninstall_leave_only_the_definitions(plain: Co
     until(lambda: _ours_or_none(plain) == before, "everything gone")
 
 
+def everything(cluster: ControlPlane) -> set[tuple[str, str, str]]:
+    """Kind, namespace and name of all that is in the cluster, but for what comes and goes by itself."""
+    kinds = set(cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split())
+    kinds -= {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "componentstatuses"}
+    found = cluster.kubectl("get", ",".join(sorted(kinds)), "-A", "-o", "json", "--ignore-not-found")
+    return {
+        (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"])
+        for each in json.loads(found)["items"]
+    }
+
+
+def test_of_an_installation_nothing_is_left_but_the_definitions_whatever_its_label(
+    plain: ControlPlane, helm: Config
+) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    plain.kubectl("wait", "--for=create", "--timeout=60s", "-n", NAMESPACE, "serviceaccount/default")
+    plain.kubectl("wait", "--for=create", "--timeout=60s", "-n", NAMESPACE, "configmap/kube-root-ca.crt")
+    before = everything(plain)
+    helm.install(CHART, RELEASE, {"enforcement": {"enabled": True}, "controller": {"nodeConditions": True}})
+    assert len(everything(plain) - before) > 20
+    helm.uninstall(RELEASE)
+    definitions = {
+        ("CustomResourceDefinition", "", f"{each}.nodemem.io")
+        for each in ("memoryreports", "oomexposures", "oompolicies", "tmpfspolicies")
+    }
+    kept = definitions | {("APIService", "", "v1alpha1.nodemem.io")}
+    until(lambda: everything(plain) - before == kept, "the definitions alone", 60)
+    assert before <= everything(plain)
+
+
+@pytest.fixture
+def next_chart(tmp_path: Path) -> Path:
+    """The chart one version later: an OomPolicy has a field more."""
+    chart = tmp_path / "nodemem"
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about | {"version": "99.0.0", "appVersion": "99.0.0"}))
+    file = chart / "files" / "crds" / "oompolicies.yaml"
+    definition = yaml.safe_load(file.read_text())
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"]["properties"]["remark"] = {"type": "string", "description": "Why.", "maxLength": 64}
+    file.write_text(yaml.safe_dump(definition))
+    return chart
+
+
+def remarked(name: str, **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "nodemem.io/v1alpha1", "kind": "OomPolicy", "metadata": {"name": name}, "spec": spec}
+
+
+def test_a_new_version_brings_its_definitions_and_takes_no_object_away(
+    plain: ControlPlane, helm: Config, next_chart: Path
+) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+
+    def accepted(item: dict[str, Any]) -> bool:
+        try:
+            plain.apply(item)
+        except ApiError as error:
+            if "remark: field not declared in schema" not in error.message:
+                raise
+            return False
+        return True
+
+    def image() -> str:
+        daemonset = plain.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/nodemem-agent")
+        found: str = daemonset["spec"]["template"]["spec"]["containers"][0]["image"]
+        return found
+
+    helm.install(CHART, RELEASE, {})
+    plain.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+    until(lambda: accepted(remarked("old")), "the kind")
+    old_uid = plain.request("GET", "/apis/nodemem.io/v1alpha1/oompolicies/old")["metadata"]["uid"]
+    assert not accepted(remarked("new", remark="x"))
+    before = image()
+    helm.upgrade(next_chart, RELEASE, {})
+    assert image().endswith(":99.0.0")
+    until(lambda: accepted(remarked("new", remark="x")), "the new field", 60)
+    helm.rollback(RELEASE)
+    assert image() == before
+    until(lambda: not accepted(remarked("newer", remark="x")), "the old definition", 60)
+    names = {each["metadata"]["name"]: each for each in plain.request("GET", OOM_POLICIES)["items"]}
+    assert names["old"]["metadata"]["uid"] == old_uid
+    assert "new" in names
+
+
+def test_definitions_that_kubectl_brought_are_left_to_it_when_told_so(plain: ControlPlane, helm: Config) -> None:
+    plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    helm.install(CHART, RELEASE, {"crds": {"install": False}})
+    assert not [each for each in ours(plain) if each[0] == "CustomResourceDefinition"]
+    helm.uninstall(RELEASE)
+    plain.kubectl("apply", "-f", str(ROOT / "manifests" / "crds"))
+    try:
+        with pytest.raises(HelmError, match="invalid ownership metadata"):
+            helm.install(CHART, RELEASE, {})
+        helm.uninstall(RELEASE, ignore_not_found=True)
+        helm.install(CHART, RELEASE, {"crds": {"install": False}})
+        helm.uninstall(RELEASE)
+        assert "memoryreports.nodemem.io" in plain.kubectl("get", "crd", "-o", "name")
+    finally:
+        plain.kubectl("delete", "-f", str(ROOT / "manifests" / "crds"), "--wait")
+
+
 def test_a_typo_stops_an_installation_before_anything_is_made(plain: ControlPlane, helm: Config) -> None:
     plain.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     with pytest.raises(HelmError, match="additional properties 'enforcment' not allowed"):
@@ -188,21 +281,8 @@ def test_a_typo_stops_an_installation_before_anything_is_made(plain: ControlPlan
 
 def agent_token(cluster: ControlPlane, node: str) -> str:
     """As the kubelet would mount it into the agent's pod on ``node``, which is made from the DaemonSet's template."""
-    daemonset = cluster.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/nodemem-agent")
-    template = daemonset["spec"]["template"]
-    name = f"nodemem-agent-{node}"
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": template["metadata"]["labels"]},
-        "spec": {**template["spec"], "nodeName": node},
-    }
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
-    try:
-        made = cluster.request("GET", f"{path}/{name}")
-    except ApiError:
-        made = cluster.request("POST", f"{path}?fieldValidation=Strict", pod)
-    return cluster.service_account_token(NAMESPACE, "nodemem-agent", pod=made)
+    pod = rights.pod_of(cluster, "DaemonSet", "nodemem-agent", node)
+    return cluster.service_account_token(NAMESPACE, "nodemem-agent", pod=pod)
 
 
 def refused(
@@ -262,7 +342,7 @@ def test_the_policy_holds_even_where_somebody_gives_the_agents_more(installed: C
     try:
         says = "may write no MemoryReport but its own, not node-b"
         stored = installed.request("GET", f"{REPORTS}/node-b")
-        until(lambda: says in _words(installed, token_a, "DELETE", f"{REPORTS}/node-b"), "the policy's words")
+        until(lambda: says in words(installed, token_a, "DELETE", f"{REPORTS}/node-b"), "the policy's words")
         assert says in refused(installed, token_a, "PUT", f"{REPORTS}/node-b", stored)
         assert says in refused(installed, token_a, "PUT", f"{REPORTS}/node-b/status", stored)
         with pytest.raises(ApiError):
@@ -271,15 +351,6 @@ def test_the_policy_holds_even_where_somebody_gives_the_agents_more(installed: C
         installed.request("PUT", f"{REPORTS}/node-b", stored, token=token_b)
     finally:
         installed.kubectl("delete", "clusterrole,clusterrolebinding", "too-generous")
-
-
-def _words(cluster: ControlPlane, token: str, method: str, path: str, body: Any = None) -> str:
-    """Of the server's refusal; "" without one."""
-    try:
-        cluster.request(method, path, body, token=token)
-    except ApiError as error:
-        return error.message
-    return ""
 
 
 def test_a_token_that_names_no_node_writes_no_report(installed: ControlPlane) -> None:
@@ -306,7 +377,7 @@ def expanded(rules: Sequence[Any]) -> set[RULES]:
     }
 
 
-def rights(cluster: ControlPlane, token: str, namespace: str) -> set[RULES]:
+def summed_up(cluster: ControlPlane, token: str, namespace: str) -> set[RULES]:
     """All that the bearer may do in the namespace and the cluster, as the server's authorizer sums it up."""
     answer = cluster.request(
         "POST",
@@ -324,13 +395,13 @@ def rights(cluster: ControlPlane, token: str, namespace: str) -> set[RULES]:
 @pytest.mark.parametrize("component", ["agent", "controller"])
 def test_an_account_may_do_what_its_roles_say_and_nothing_else(installed: ControlPlane, component: str) -> None:
     installed.kubectl("create", "serviceaccount", f"nobody-{component}", "-n", "default")
-    nobody = rights(installed, installed.service_account_token("default", f"nobody-{component}"), "default")
+    nobody = summed_up(installed, installed.service_account_token("default", f"nobody-{component}"), "default")
     token = installed.service_account_token(NAMESPACE, f"nodemem-{component}")
     objects = render()
     cluster_wide = expanded(find(objects, "ClusterRole", f"nodemem-{component}")["rules"])
-    assert rights(installed, token, "default") - nobody == cluster_wide
+    assert summed_up(installed, token, "default") - nobody == cluster_wide
     inside = expanded(find(objects, "Role", "nodemem-controller")["rules"]) if component == "controller" else set()
-    assert rights(installed, token, NAMESPACE) - nobody == cluster_wide | inside
+    assert summed_up(installed, token, NAMESPACE) - nobody == cluster_wide | inside
 
 
 NOBODYS = [
@@ -398,34 +469,17 @@ def test_who_may_view_a_namespace_sees_its_exposures(installed: ControlPlane) ->
     view["rules"] = [*(view.get("rules") or []), *role["rules"]]
     view.pop("aggregationRule")
     installed.request("PUT", "/apis/rbac.authorization.k8s.io/v1/clusterroles/view", view)
-    until(lambda: not _words(installed, token, "GET", path.format("default")), "a view")
+    until(lambda: not words(installed, token, "GET", path.format("default")), "a view")
     assert "cannot list" in refused(installed, token, "GET", path.format("kube-system"))
 
 
 # The agent as the DaemonSet runs it: its user, its capabilities, its account
 
 
-def chart_capabilities(*, enforcement: bool = False) -> list[str]:
-    daemonset = find(render({"enforcement": {"enabled": enforcement}}), "DaemonSet", "nodemem-agent")
-    context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
-    return [each.lower() for each in context["capabilities"]["add"]]
-
-
-def with_capabilities(names: Sequence[str]) -> list[str]:
-    """As a runtime starts user 0 with ``drop: [ALL]``, ``add: names`` and no privilege escalation."""
-    bounding = ",".join(["-all", *(f"+{each}" for each in names)])
-    return ["setpriv", "--reuid=0", "--regid=0", "--clear-groups", "--no-new-privs", f"--bounding-set={bounding}"]
-
-
 def test_the_agent_reports_with_the_charts_rights_and_capabilities_alone(
-    installed: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    installed: ControlPlane, tmp_path: Path
 ) -> None:
     token = agent_token(installed, "node-a")
-    launcher = tmp_path / "python"
-    words = " ".join(with_capabilities(chart_capabilities()))
-    launcher.write_text(f'#!/bin/sh\nexec {words} {sys.executable} "$@"\n')
-    launcher.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(launcher))
     kubeconfig = installed.write_kubeconfig(tmp_path / "kubeconfig", token)
     with running_agent("node-a", kubeconfig, "--interval=5", "--refresh=1") as running:
         found = until(lambda: (report_of(installed, "node-a") or {}).get("status", {}).get("summary"), "a report", 60)
@@ -452,130 +506,3 @@ def test_the_agent_started_on_another_node_with_a_stolen_token_gets_nowhere(
         )
     assert "may write no MemoryReport but its own, not node-d" in json.dumps(said)
     assert report_of(installed, "node-d") is None
-
-
-# Each capability is needed. What each test looks at fails without one of them.
-
-
-def observed(capabilities: Sequence[str]) -> dict[str, Any]:
-    """The report of this machine, by a process with these capabilities."""
-    command = [*with_capabilities(capabilities), sys.executable, "-m", "nodemem"]
-    result = subprocess.run(
-        [*command, "report", "-o", "json", "--no-history", "--all"], capture_output=True, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(result.stdout)["status"]
-    return found
-
-
-def _become(user: int) -> None:
-    workloads.drop_privileges(user)
-
-
-@contextlib.contextmanager
-def others() -> Iterator[str]:
-    """A tmpfs of mode 0700 and shared memory without a file, of other users, in another mount namespace; the name of
-    its largest file."""
-
-    def private_tmpfs() -> None:
-        workloads.unshare(workloads.CLONE_NEWNS)
-        workloads.mount("x", "/mnt", "tmpfs", 0, "size=64m,mode=0700,uid=1000")
-        workloads.fill("/mnt/big-one", 24 * MIB)
-        _become(1000)
-
-    def anonymous() -> None:
-        _become(1001)
-        ctypes.CDLL(None).prctl(4, 1)
-        closed = os.memfd_create("nodemem-mapped")
-        os.ftruncate(closed, 24 * MIB)
-        mapped = mmap.mmap(closed, 24 * MIB)
-        mapped.write(b"x" * (24 * MIB))
-        os.close(closed)
-        opened = os.memfd_create("nodemem-opened")
-        os.write(opened, b"x" * (24 * MIB))
-        _kept.extend([mapped, opened])
-
-    with workloads.child(private_tmpfs), workloads.child(anonymous):
-        yield "big-one"
-
-
-_kept: list[Any] = []
-
-
-def sizes(found: dict[str, Any]) -> dict[str, int]:
-    return {
-        each["name"]: each["bytes"] for each in found["shmem"]["objects"] if each["name"].startswith("/memfd:nodemem-")
-    }
-
-
-def largest(found: dict[str, Any], name: str) -> list[Any]:
-    return [file for each in found["tmpfs"] for file in each["largest"] if file["path"].endswith(name)]
-
-
-def unseen(found: dict[str, Any]) -> str:
-    return " ".join(each.get("message") or "" for each in found["conditions"] if each["type"] == "Complete")
-
-
-def test_the_reporters_capabilities_show_other_users_memory_and_none_can_go() -> None:
-    granted = chart_capabilities()
-    with others() as name:
-        complete = observed(granted)
-        assert sizes(complete) == {"/memfd:nodemem-mapped": 24 * MIB, "/memfd:nodemem-opened": 24 * MIB}
-        assert largest(complete, name)
-
-        blind = observed([each for each in granted if each != "sys_ptrace"])
-        assert sizes(blind) == {}
-        assert not largest(blind, name)
-
-        barred = observed([each for each in granted if each != "dac_read_search"])
-        assert not largest(barred, name)
-        assert "/memfd:nodemem-opened" not in sizes(barred)
-
-        unmapped = observed([each for each in granted if each != "checkpoint_restore"])
-        assert "size of a mapped object" in unseen(unmapped)
-        assert "size of a mapped object: Operation not permitted" not in unseen(complete)
-
-
-def test_the_kernels_log_is_open_with_syslog_alone_where_the_kernel_restricts_it() -> None:
-    ask = "import ctypes; print(ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), 64) >= 0)"
-
-    def open_to(capabilities: Sequence[str]) -> bool:
-        command = [*with_capabilities(capabilities), sys.executable, "-c", ask]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
-
-    granted = chart_capabilities()
-    restricted = Path("/proc/sys/kernel/dmesg_restrict").read_text().strip() != "0"
-    assert open_to(granted)
-    assert open_to([each for each in granted if each != "syslog"]) is not restricted
-
-
-def resized(capabilities: Sequence[str], device: str, size: str) -> subprocess.CompletedProcess[str]:
-    command = [*with_capabilities(capabilities), sys.executable, "-m", "nodemem"]
-    return subprocess.run([*command, "tmpfs", "resize", device, size], capture_output=True, text=True, check=False)
-
-
-@contextlib.contextmanager
-def containers_tmpfs(*, covered: bool) -> Iterator[str]:
-    def make() -> str:
-        workloads.unshare(workloads.CLONE_NEWNS)
-        workloads.mount("x", "/mnt", "tmpfs", 0, "size=64m")
-        number = os.stat("/mnt").st_dev
-        if covered:
-            workloads.mount("x", "/mnt", "tmpfs", 0, "size=1m")
-        _become(1000)
-        return f"{os.major(number)}:{os.minor(number)}"
-
-    with workloads.child(make) as (_, device):
-        yield device
-
-
-def test_resizing_takes_exactly_the_capabilities_that_enforcement_adds() -> None:
-    granted = chart_capabilities(enforcement=True)
-    with containers_tmpfs(covered=False) as device:
-        assert resized(chart_capabilities(), device, "32Mi").returncode == 1
-        assert resized([each for each in granted if each != "sys_admin"], device, "32Mi").returncode == 1
-        done = resized(granted, device, "32Mi")
-        assert done.returncode == 0, done.stderr
-    with containers_tmpfs(covered=True) as device:
-        assert resized([each for each in granted if each != "sys_chroot"], device, "32Mi").returncode == 1
-        done = resized(granted, device, "32Mi")
-        assert done.returncode == 0, done.stderr

@@ -466,6 +466,35 @@ def test_what_was_measured_is_stored_unchanged(cluster: ControlPlane, this_machi
     assert sum(size for name, size in memory.items() if name not in derived) == memory["totalBytes"]
 
 
+def test_describe_tells_the_verdict_the_figures_and_the_largest_tmpfs(
+    cluster: ControlPlane, this_machine: Object
+) -> None:
+    status = this_machine["status"]
+    words = " ".join(cluster.kubectl("describe", "memoryreport", "this-machine").split())
+    assert f"Verdict: {' '.join(status['verdict'].split())}" in words
+    assert "Hidden: 18.2Gi" in words
+    assert "Top Tmpfs: /run 15.1Gi/16Gi" in words
+    assert f"Reason: {status['conditions'][0]['reason']}" in words
+    assert f"Unattributed Bytes: {status['shmem']['unattributedBytes']}" in words
+    largest = status["tmpfs"][0]
+    assert f"Mount Point: {largest['mountPoint']} Owner: Kind: {largest['owner']['kind']}" in words
+
+
+def test_describe_tells_why_a_pod_is_exposed(cluster: ControlPlane, namespace: str) -> None:
+    example = yaml.safe_load(EXAMPLES["OomExposure"])
+    example["metadata"]["namespace"] = namespace
+    content = example.pop("status")
+    cluster.apply(example)
+    cluster.apply({**example, "status": content}, subresource="status")
+    words = " ".join(cluster.kubectl("describe", "oomexposure", "simulator-0", "-n", namespace).split())
+    message = content["containers"][0]["message"]
+    assert f"Message: {message}" in words
+    assert "Predicted Victim: Comm: pause Pid: 5740 Rss Bytes: 4096" in words
+    assert "Mitigation: Discriminates Above Percent: 7 Oom Score Adj: -63" in words
+    assert "Reasons: ClampedBadness Severity: High" in words
+    assert "Node Name: n1" in words
+
+
 def test_explain_tells_what_a_field_means(cluster: ControlPlane) -> None:
     answer = cluster.kubectl("explain", "memoryreport.status.tmpfs")
     assert "Largest tmpfs first." in answer

@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -35,6 +36,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _libc.shmdt.argtypes = (ctypes.c_void_p,)
 
+_RUN = secrets.token_hex(3)  # process numbers repeat in other PID namespaces
 _keep: list[Any] = []  # what a child's set-up must not let go of
 
 
@@ -394,12 +396,12 @@ def sysv(
             _libc.shmctl(shmid, IPC_RMID, None)
 
 
-def _map_and_close(fd: int, size: int) -> None:
+def _map_and_close(fd: int, size: int, *, touch: bool = True) -> None:
     """Map and touch; no descriptor is left. (mmap.mmap keeps a duplicate of its own.)"""
     address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap")
-    for offset in range(0, size, mmap.PAGESIZE):
+    for offset in range(0, size if touch else 0, mmap.PAGESIZE):
         ctypes.string_at(address + offset, 1)
     os.close(fd)
 
@@ -452,7 +454,7 @@ def container_cgroup(
         slices = ["kubepods", *([level] if level else []), "pod" + uid.replace("-", "_")]
         parts = ["-".join(slices[: depth + 1]) + ".slice" for depth in range(len(slices))]
         parts.append(f"cri-containerd-{container_id}.scope")
-    with memory_cgroup("/".join([f"nodemem-test-{os.getpid()}", *parts]), limit=limit) as place:
+    with memory_cgroup("/".join([f"nodemem-test-{os.getpid()}-{_RUN}", *parts]), limit=limit) as place:
         yield place
 
 

@@ -33,6 +33,10 @@ class Unreachable(ApiError):
     """No answer: refused, cut off, timed out, or a certificate that can't be trusted."""
 
 
+class Silent(Unreachable):
+    """A watch on which nothing came for too long."""
+
+
 class Refused(ApiError):
     """401 or 403."""
 
@@ -123,8 +127,8 @@ class Client:
     def watch(
         self, path: str, query: dict[str, str], *, silence_seconds: float, hook: Callable[[dict[str, Any]], Any]
     ) -> Iterator[tuple[str, Any]]:
-        """Type and object of each event until the server ends the stream. Raises ApiError: Unreachable when nothing,
-        not even a bookmark, came for ``silence_seconds``."""
+        """Type and object of each event until the server ends the stream. Raises ApiError: Silent when nothing came
+        for ``silence_seconds``, not even a bookmark."""
         response = self._answer("GET", path, None, {**query, "watch": "true"}, "application/json", "WATCH")
         assert self._connection is not None
         self._connection.set_timeout(silence_seconds)
@@ -134,6 +138,8 @@ class Client:
                 if event["type"] == "ERROR":
                     raise _error(int(event["object"].get("code", 500)), event["object"], None)
                 yield event["type"], event["object"]
+        except TimeoutError as error:
+            raise Silent(0, _words(error)) from error
         except OSError as error:
             raise Unreachable(0, _words(error)) from error
         except (ValueError, KeyError, TypeError) as error:

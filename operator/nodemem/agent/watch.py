@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from nodemem.agent.client import ApiError, Backoff, Client, Gone
+from nodemem.agent.client import ApiError, Backoff, Client, Gone, Silent
 from nodemem.agent.log import Log
 
 SILENCE_SECONDS = 90.0
-"""Bookmarks come each minute; a peer that sends nothing for longer is gone."""
+"""Bookmarks come each minute while anything in the cluster changes; a peer silent for longer may be gone."""
 
 BRIEF_SECONDS = 5.0
 """A watch that ends sooner counts as a failure, or a server that closes at once would be asked in a hot loop."""
@@ -76,6 +76,8 @@ class Watch:
                     stop.wait(self._backoff.failed())
                 else:
                     self._backoff.succeeded()
+            except Silent:
+                pass  # gone, or nothing to say: a new connection shows which
             except Gone as error:
                 self._version = None
                 self._log.info("the watch has to start again", path=self._path, why=error.message)

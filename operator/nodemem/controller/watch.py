@@ -5,7 +5,7 @@ report at the start or at every heartbeat. Registry and settings are handed over
 """
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -105,5 +105,11 @@ def _watch(made: kopf.OperatorRegistry, kind: Kind, resource: tuple[str, str, st
 async def operate(api: Api, reconciler: Reconciler, ready: Any) -> None:
     """Watch until cancelled; ends by itself, with or without an exception, when kopf gives up."""
     await kopf.operator(
-        registry=registry(api, reconciler), settings=settings(), clusterwide=True, standalone=True, ready_flag=ready
+        registry=registry(api, reconciler),
+        settings=settings(),
+        clusterwide=True,
+        standalone=True,
+        ready_flag=ready,
+        # For peering, which is off. Left to itself kopf asks for the name of the user, and 65532 has none in the image.
+        identity=cast(Any, "nodemem-controller"),
     )
