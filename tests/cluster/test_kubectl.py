@@ -187,7 +187,7 @@ def test_why_shows_limits_exposures_and_kills_and_what_to_do_next(cluster: Contr
     text = plugin(cluster, "why", "calm")
     line = next(each for each in text.splitlines() if each.startswith("2030-01-01"))
     assert line.split()[1:5] == ["Wrong", "pause", "5740", "(4.0"]
-    assert "cap-run.md" in plugin(cluster, "why", "full")
+    assert "Next, on full: tmpfs /run holds 15.3 GiB" in plugin(cluster, "why", "full")
 
 
 def test_exposed_says_who_dies_who_holds_most_and_what_to_do(cluster: ControlPlane, space: str) -> None:

@@ -23,7 +23,7 @@ from nodemem.cli.kubectl.completion import complete
 from nodemem.cli.kubectl.main import main
 from nodemem.cli.kubectl.reports import why_stale
 from nodemem.cli.nextsteps import next_steps
-from nodemem.node.status import Condition, LimitStatus, ReportStatus, TmpfsOwnerStatus
+from nodemem.node.status import Condition, LimitStatus, ReportStatus
 from nodemem.node.units import timestamp
 
 ROOT = Path(__file__).parents[2]
@@ -225,23 +225,29 @@ def test_names_that_are_near_are_offered() -> None:
 
 
 def steps(*tmpfs: Any, **more: Any) -> str:
-    return " ".join(next_steps(status(*tmpfs, **more), "n1"))
+    return text_of(next_steps(status(*tmpfs, **more), "n1"))
 
 
 def test_a_full_run_leads_to_its_files_and_to_a_policy_unless_there_is_one() -> None:
     said = steps(run_tmpfs(15 * GIB, 16 * GIB))
+    assert "Next, on n1: tmpfs /run holds 15.0 GiB" in said
     assert "nodemem tmpfs ls /run" in said
-    assert "cap-run.md" in said
+    assert "kind: TmpfsPolicy" in said
     limit = LimitStatus("/run", 2 * GIB, 16 * GIB, None, "Deferred", policy="cap-run")
     said = steps(run_tmpfs(15 * GIB, 16 * GIB), limits=(limit,))
-    assert "cap-run.md" not in said
+    assert "kind: TmpfsPolicy" not in said
     assert "kubectl nodemem policy cap-run" in said
 
 
-def test_a_volume_leads_to_its_pod_and_what_is_small_to_nothing() -> None:
-    owner = TmpfsOwnerStatus("EmptyDir", "u", "shop", "cart", "cache")
-    said = steps(run_tmpfs(15 * GIB, 16 * GIB, scope="EmptyDir", owner=owner))
-    assert "volume cache of pod shop/cart a sizeLimit" in said
+def test_the_most_pressing_is_told_step_by_step_and_others_are_named() -> None:
+    full = run_tmpfs(8 * GIB, 8 * GIB)
+    said = steps(run_tmpfs(9 * GIB, 30 * GIB, device="0:30", mount_point="/srv"), full)
+    assert "Next, on n1: tmpfs /run holds 8.0 GiB" in said
+    assert "Also: tmpfs /srv holds 9.0 GiB" in said
+    assert "nodemem tmpfs ls /srv" not in said
+
+
+def test_what_is_small_leads_to_nothing() -> None:
     assert steps(run_tmpfs(MIB, 16 * GIB)) == ""
 
 

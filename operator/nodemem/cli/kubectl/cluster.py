@@ -12,7 +12,6 @@ from urllib.parse import quote, urlencode
 
 from nodemem import __version__
 from nodemem.api.resources import GROUP, Resource
-from nodemem.cli.nextsteps import DOCS
 from nodemem.cli.text import safe
 from nodemem.policy.words import some
 
@@ -20,7 +19,7 @@ Object = dict[str, Any]
 
 PAGE = 500
 NAMES_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-INSTALL = f"{DOCS}/install.md"
+INSTALL = "https://github.com/nodemem/nodemem/blob/main/docs/install.md"
 
 
 class Trouble(Exception):

@@ -54,12 +54,7 @@ def parts(report: Object, *, wide: bool = False, now_matters: bool = True) -> It
         yield Text(safe(f"STALE. {stale}"), style="bold yellow")
     yield Text(f"Node {safe(report['metadata']['name'])}", style="bold")
     yield render(status, wide=wide)
-    steps = next_steps(status, report["metadata"]["name"])
-    if steps:
-        yield ""
-        yield Text("Next", style="bold")
-        for each in steps:
-            yield Text(f"  {safe(each)}")
+    yield from next_steps(status, report["metadata"]["name"])
 
 
 def of_node(cluster: Cluster, name: str) -> Object:
