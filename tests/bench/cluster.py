@@ -50,7 +50,7 @@ ROWS: dict[str, tuple[str, Budget]] = {
     "idle_percent": ("idle, CPU in % of a core", Budget()),
     "idle_writes": ("  writes", Budget(0)),
     "beat_percent": ("a heartbeat of all in 5 min, % of a core", Budget(25, 10)),
-    "beat_ms": ("  CPU of one heartbeat, ms", Budget()),
+    "beat_ms": ("  CPU of one heartbeat, with what time costs, ms", Budget()),
     "beat_writes": ("  writes caused", Budget(0)),
     "beat_looks": ("  looks caused, but for time", Budget()),
     "new_s": ("a new policy, to every limit written, s", Budget(120, 30)),
@@ -174,6 +174,7 @@ class Bench:
     values: dict[str, float] = field(default_factory=dict)
     causes: dict[str, Counter[str]] = field(default_factory=dict)
     ended_cpu_seconds: float = 0.0
+    _told: set[str] = field(default_factory=set)
 
     @property
     def process(self) -> Process:
@@ -209,7 +210,10 @@ class Bench:
         return self.controller.metric("reconciles_total")
 
     def say(self, text: str) -> None:
-        print(f"  {time.strftime('%H:%M:%S')} {text}", flush=True)
+        """With what was measured since the last time: a run that is cut off has told something."""
+        new = [f"{key} {value:.2f}" for key, value in self.values.items() if key not in self._told]
+        self._told.update(self.values)
+        print(f"  {time.strftime('%H:%M:%S')} {text}{': ' if new else ''}{', '.join(new)}", flush=True)
 
 
 def until(ask: Callable[[], bool], what: str, seconds: float = 600, every: float = 0.2) -> None:
@@ -292,8 +296,9 @@ def measure_beats(bench: Bench, speed: float, idle: float, key: str) -> None:
     bench.agents.do(speed=0)
     time.sleep(2)
     beats, seconds = bench.agents.written() - before, time.monotonic() - begun
-    spent = bench.process.cpu_seconds() - cpu - idle * seconds
-    bench.values[f"{key}_percent"] = 100 * (idle + spent / beats * bench.nodes / HEARTBEAT_SECONDS)
+    spent = bench.process.cpu_seconds() - cpu
+    by_time = idle * max(0.0, HEARTBEAT_SECONDS - seconds)
+    bench.values[f"{key}_percent"] = 100 * (spent / beats * bench.nodes + by_time) / HEARTBEAT_SECONDS
     bench.values[f"{key}_ms"] = 1000 * spent / beats
     bench.values[f"{key}_looks"] = bench.looks() - looks - seconds / 15
     bench.writes(f"{key}_writes", bench.audit.more())

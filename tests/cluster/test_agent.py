@@ -75,11 +75,12 @@ def test_a_report_appears_and_says_what_the_kernel_says(cluster: ControlPlane, n
     status = report["status"]
     assert scraped == status["memory"]["totalBytes"] == meminfo("MemTotal")
     assert abs(status["shmem"]["totalBytes"] - shmem) < 32 * MIB
-    entry = status["tmpfs"][0]
-    assert (entry["device"], entry["usedBytes"], entry["sizeBytes"]) == (here.device, 160 * MIB, 200 * MIB)
+    # Whatever else runs on this machine may have a larger one.
+    entry = next(each for each in status["tmpfs"] if each["device"] == here.device)
+    assert (entry["usedBytes"], entry["sizeBytes"]) == (160 * MIB, 200 * MIB)
     assert (entry["mountPoint"], entry["scope"]) == (here.path, "Host")
     assert printed[:3] == [node, quantity(meminfo("MemTotal")), quantity(status["shmem"]["totalBytes"])]
-    assert "160Mi/200Mi" in printed
+    assert status["summary"]["topTmpfs"].split()[-1] in printed
     release = Path("/proc/sys/kernel/osrelease").read_text().strip()
     assert f" {release} " in wide
     owner = report["metadata"]["ownerReferences"][0]

@@ -29,7 +29,7 @@ from nodemem.controller.writes import Writer
 _log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.3
-REST, LONGEST_REST_SECONDS = 3.0, 3.0
+REST, LONGEST_REST_SECONDS = 5.0, 3.0
 """After a look at everything, so many times as long as it took: where events never end, the rest is for them."""
 
 OUTAGE_SECONDS = 60.0
@@ -43,12 +43,13 @@ LIMIT_PODS_SECONDS, LIMIT_PODS_AT_ONCE = 1800.0, 200
 @dataclass(slots=True)
 class _Due:
     """What the tables have to hold before anything is written: names and UIDs by kind, and the versions of reports.
-    ``progress``: ``time.monotonic`` at which the number of ``missing`` ones last changed."""
+    ``progress``: ``time.monotonic`` at which the number of ``missing`` ones last changed. ``tell``: when to log it."""
 
     names: Mapping[Kind, Mapping[str, str]]
     versions: Mapping[str, str]
     progress: float
     missing: int = -1
+    tell: float = 0.0
 
 
 class Reconciler:
@@ -188,9 +189,12 @@ class Reconciler:
         missing += sum(
             1 for name, version in due.versions.items() if name in reports and older(reports[name].version, version)
         )
+        now = time.monotonic()
         if missing != due.missing:
+            due.missing, due.progress = missing, now
+        if missing and now >= due.tell:
             _log.info("%d objects have not been seen yet", missing)
-            due.missing, due.progress = missing, time.monotonic()
+            due.tell = now + STALLED_SECONDS
         return not missing
 
     async def _list_names(self, kind: Kind, versions: dict[str, str] | None = None) -> dict[str, str]:
