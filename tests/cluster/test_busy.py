@@ -55,7 +55,9 @@ def turned_away(cluster: ControlPlane, account: str, token: str) -> Iterator[Cal
         "admissionReviewVersions": ["v1"],
     }
     cluster.kubectl("create", "serviceaccount", name)
-    cluster.kubectl("create", "clusterrolebinding", name, "--clusterrole=admin", f"--serviceaccount=default:{name}")
+    cluster.kubectl(
+        "create", "clusterrolebinding", name, "--clusterrole=cluster-admin", f"--serviceaccount=default:{name}"
+    )
     cluster.apply(
         {
             "apiVersion": FLOW,
@@ -174,13 +176,11 @@ def test_an_agent_that_starts_meanwhile_gets_through_when_it_is_over(installed: 
         end = stack.enter_context(turned_away(installed, "nodemem-agent", token))
         agent = stack.enter_context(running_agent(node, config, *OFTEN))
         refusals = 'nodemem_agent_api_requests_total{verb="GET",status="4xx"}'
-        until(lambda: (agent.metric(refusals) or 0) >= 6, "refused lists", 60)
+        until(lambda: (agent.metric(refusals) or 0) >= 3, "refused lists", 60)
         started = agent.metric("nodemem_agent_pods")
         assert started is None, "unknown, not 0"
-        scans = agent.scans()
-        until(lambda: agent.scans() > scans + 10, "ten scans", 60)
         # Three threads, each waiting 1, 2, 4, ... seconds (half of it by chance): no more than that in any time.
-        assert (agent.metric(refusals) or 0) <= 30
+        assert (agent.metric(refusals) or 0) <= 12
         end()
         until(lambda: report_of(installed, node), "a report", 90)
         until(lambda: agent.metric("nodemem_agent_pods") == 1, "its pods", 90)
