@@ -82,7 +82,11 @@ def _ours_or_none(cluster: ControlPlane) -> set[tuple[str, str]] | None:
     "values",
     [
         {},
-        {"enforcement": {"enabled": True}, "controller": {"nodeConditions": True, "replicas": 1}},
+        {
+            "enforcement": {"enabled": True},
+            "mitigation": {"enabled": True},
+            "controller": {"nodeConditions": True, "replicas": 1},
+        },
         {
             "crds": {"keep": False},
             "fullnameOverride": "memory",
@@ -405,8 +409,9 @@ def test_who_may_view_a_namespace_sees_its_exposures(installed: ControlPlane) ->
 # The agent as the DaemonSet runs it: its user, its capabilities, its account
 
 
-def chart_capabilities(*, enforcement: bool = False) -> list[str]:
-    daemonset = find(render({"enforcement": {"enabled": enforcement}}), "DaemonSet", "nodemem-agent")
+def chart_capabilities(*, enforcement: bool = False, mitigation: bool = False) -> list[str]:
+    values = {"enforcement": {"enabled": enforcement}, "mitigation": {"enabled": mitigation}}
+    daemonset = find(render(values), "DaemonSet", "nodemem-agent")
     context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
     return [each.lower() for each in context["capabilities"]["add"]]
 
@@ -579,3 +584,33 @@ def test_resizing_takes_exactly_the_capabilities_that_enforcement_adds() -> None
         assert resized([each for each in granted if each != "sys_chroot"], device, "32Mi").returncode == 1
         done = resized(granted, device, "32Mi")
         assert done.returncode == 0, done.stderr
+
+
+_SET = """
+import sys
+from nodemem.kernel.host import Host
+from nodemem.kernel.oomadj import HeldProcess
+with HeldProcess(Host(), int(sys.argv[1])) as held:
+    held.set_oom_score_adj(int(sys.argv[2]))
+"""
+
+
+def test_oom_score_adj_of_others_takes_exactly_the_capability_that_mitigation_adds() -> None:
+    """Set and put back; negative values: vm/test_mitigation.py."""
+
+    def allowed(capabilities: Sequence[str], pid: int, value: int) -> bool:
+        command = [*with_capabilities(capabilities), sys.executable, "-c", _SET, str(pid), str(value)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def other() -> None:
+        _become(1000)
+        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE, as an exec does it: else its /proc files are root's
+
+    granted = chart_capabilities(mitigation=True)
+    with workloads.child(other) as (pid, _):
+        assert not allowed(chart_capabilities(), pid, 500)
+        assert not allowed(chart_capabilities(enforcement=True), pid, 500)
+        assert not allowed([*chart_capabilities(), "sys_resource"], pid, 500)
+        for value in (500, 100):
+            assert allowed(granted, pid, value)
+            assert Path(f"/proc/{pid}/oom_score_adj").read_text() == f"{value}\n"

@@ -16,6 +16,7 @@ LIMIT_BYTES = 13 * 1024
 
 T = TypeVar("T", ExposureStatus, OomKillStatus, LimitStatus)
 
+_FINDINGS = ("exposures", "oomKills", "limits", "oomMitigations")
 _LEAST = 3
 _SHORT_MESSAGE = 160
 
@@ -26,7 +27,7 @@ def bounded(status: ReportStatus, aim_bytes: int = AIM_BYTES, limit_bytes: int =
     ``omitted`` counts and sums up what is cut of tmpfs and containers, ``summary.exposed`` all exposures.
     """
     plain = wire(status)
-    while (size := encoded_bytes({**plain, "exposures": (), "oomKills": (), "limits": ()})) > aim_bytes:
+    while (size := encoded_bytes({**plain, **dict.fromkeys(_FINDINGS, ())})) > aim_bytes:
         smaller = _less_context(status, 1 - aim_bytes / size)
         if smaller is None:
             break
@@ -61,9 +62,13 @@ def _less_context(status: ReportStatus, excess: float) -> ReportStatus | None:
 
 
 def _shorter(status: ReportStatus, excess: float) -> ReportStatus | None:
-    """A step: long sentences of limits (no limit is ever left out: the original sizes are in them) and of the lesser
-    findings, old kills, context, exposures, at last the files in tmpfs."""
+    """A step: long sentences of limits and mitigations (none of these is ever left out: what is to be put back is in
+    them) and of the lesser findings, old kills, context, exposures, at last the files in tmpfs."""
     exposures, kills, limits = status.exposures or (), status.oom_kills or (), status.limits or ()
+    mitigations = status.oom_mitigations or ()
+    if any(each.message for each in mitigations[_LEAST:]):
+        bare = (replace(each, message=None) for each in mitigations[_LEAST:])  # the reason says it in a word
+        return replace(status, oom_mitigations=(*mitigations[:_LEAST], *bare))
     if any(len(each.message or "") > _SHORT_MESSAGE for each in limits[_LEAST:]):
         return replace(status, limits=(*limits[:_LEAST], *_shortened(limits[_LEAST:])))
     sentences = [*(each.message for each in exposures[_LEAST:]), *(each.message for each in kills[1:])]

@@ -110,14 +110,15 @@ def _at_most(status: ReportStatus, key: _Key) -> int:
 
 
 def findings(status: ReportStatus) -> tuple[object, ...]:
-    """What is told at once: exposures, kills, limits, what can't be read; and names that came late."""
+    """What is told at once: exposures, kills, limits, mitigations, what can't be read; and names that came late."""
     return (
         tuple(
-            (each.container_id, each.pod_uid, each.pod_name, each.name, each.reasons, each.severity)
+            (each.container_id, each.pod_uid, each.pod_name, each.name, each.reasons, each.severity, each.mitigated)
             for each in status.exposures or ()
         ),
         tuple((each.key, each.pod_name) for each in status.oom_kills or ()),
         tuple(_limit(each) for each in status.limits or ()),
+        tuple(replace(each, message=None, processes=None, others=None) for each in status.oom_mitigations or ()),
         status.observed_generation,
         tuple((each.type, each.status, each.reason) for each in status.conditions),
         status.kernel.oom_generation,
