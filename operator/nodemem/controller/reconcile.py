@@ -217,7 +217,7 @@ class Reconciler:
             )
         )
         self.counts.stale = [name for name, silent in stale.items() if silent]
-        self.counts.exposed = list(wanted.values())
+        self.counts.exposed = [each for each in wanted.values() if not each.mitigated]
         self.counts.reconciles += 1
         self.counts.reconcile_seconds += time.monotonic() - started
 
