@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodemem.agent.changes import OUT_OF_TURN, Cadence, Written, changes, why_write, with_transitions, written
-from nodemem.node.status import Condition, LimitStatus, Omitted, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, Omitted, OomMitigationStatus, ReportStatus
 from unit.agent_statuses import GIB, MIB, container, exposure, kill, memory, status, tmpfs
 
 CADENCE = Cadence()
@@ -100,6 +100,14 @@ def test_a_limit_is_a_finding_and_the_figures_in_its_sentence_are_not() -> None:
     last = Written(status(limits=(before,)), 0.0)
     for changed, why in (({"message": "1.6Gi is in use."}, None), ({"original_bytes": 2 * GIB}, "finding")):
         assert why_write(last, status(limits=(replace(before, **changed),)), 31.0, CADENCE) == why
+
+
+def test_a_mitigation_is_a_finding_and_how_many_processes_have_it_is_not() -> None:
+    one = OomMitigationStatus("a" * 64, "uid", "Applied", "app", -63, -997, processes=3)
+    before = status(oom_mitigations=(one,))
+    assert changes(status(), before)
+    assert changes(before, status(oom_mitigations=(replace(one, state="Failed"),)))
+    assert not changes(before, status(oom_mitigations=(replace(one, processes=9, others=1, message="x"),)))
 
 
 def test_usage_of_containers_moves_nothing() -> None:
