@@ -137,5 +137,5 @@ def test_all_makes_the_data_complete() -> None:
     status = status_in(nodemem("--all", "--html", "-").stdout.decode())
     alive = {each["pid"] for each in status["processes"]}
     assert os.getpid() in alive
-    assert status["omitted"] == {"tmpfs": 0, "containers": 0}
+    assert set(status["omitted"].values()) == {0}
     assert time.strptime(status["observedAt"], "%Y-%m-%dT%H:%M:%SZ")

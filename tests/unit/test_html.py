@@ -433,7 +433,9 @@ def test_a_machine_with_a_great_many_of_everything_still_makes_a_small_page() ->
     )
     kept, left_out = data.bounded(many)
     assert left_out == {"tmpfs": 1980, "containers": 1960, "processes": 19_900, "shared memory objects": 4900}
-    assert kept.omitted.tmpfs == 1980
+    assert (kept.omitted.tmpfs, kept.omitted.containers) == (1980, 1960)
+    assert kept.omitted.tmpfs_used_bytes == 1980 * (samples.tmpfs(0).used_bytes or 0)
+    assert kept.omitted.containers_usage_bytes == 1960 * (samples.container(0).usage_bytes or 0)
     ranking = tuple(ranked(pid=number, owner=long) for number in range(20_000))
     made = page(kept, "n1", Extras(ranking=ranking, left_out=left_out))
     assert len(made) < 1_000_000
