@@ -1,5 +1,6 @@
 """The chart as real Helm renders it, and what is made from it: ``python tests/chartlab.py`` writes these files anew."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,7 @@ def find(objects: list[Object], kind: str, name: str) -> Object:
     return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
 
 
+@functools.cache
 def generated() -> dict[Path, str]:
     """What follows from the chart, its schema, the definitions, the metrics and the dashboards."""
     files = {

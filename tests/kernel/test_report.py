@@ -16,6 +16,10 @@ import pytest
 from kernel import workloads
 from kernel.workloads import MIB
 from nodemem.cli.main import main
+from nodemem.kernel.host import Host
+from nodemem.node.report import build
+from nodemem.node.snapshot import Collector
+from nodemem.node.trends import History
 
 POD = "0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d"
 CONTAINER = "ab" * 32
@@ -93,6 +97,23 @@ def test_all_lists_each_object_with_its_holders(made: dict[str, workloads.Worklo
         assert all(each["device"] and each["inode"] for each in of_pid)
     held = {each["inode"]: each for each in objects if each["kind"] == "memfd"}
     assert held[made["memfd"].inode]["containerID"] == SYSTEMD_CONTAINER
+
+
+def test_what_a_short_list_leaves_out_is_in_its_remainder(made: dict[str, workloads.Workload]) -> None:
+    snapshot, history = Collector(Host()).collect(), History()
+    whole = build(snapshot, history, everything=True)
+    short = build(snapshot, history, tmpfs_listed=1, containers_listed=1)
+    assert short.omitted.tmpfs == len(whole.tmpfs) - 1 > 0
+    assert short.omitted.containers == len(whole.containers) - 1 > 0
+
+    def left_out(name: str, figure: str) -> int:
+        return sum(getattr(each, figure) or 0 for each in getattr(whole, name)) - sum(
+            getattr(each, figure) or 0 for each in getattr(short, name)
+        )
+
+    assert short.omitted.tmpfs_used_bytes == left_out("tmpfs", "used_bytes") > MIB
+    assert short.omitted.containers_shmem_bytes == left_out("containers", "shmem_bytes")
+    assert short.omitted.containers_usage_bytes == left_out("containers", "usage_bytes")
 
 
 def test_a_tmpfs_in_a_container_is_listed_with_size_use_and_owner(made: dict[str, workloads.Workload]) -> None:
