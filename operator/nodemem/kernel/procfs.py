@@ -6,6 +6,7 @@ each other (vfork, CLONE_VM) each report all of it, and no file of /proc says so
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -317,8 +318,8 @@ class ProcessTable:
         except OSError as error:
             return ProcessScan({}, 0, 0, [Unreadable(proc, _why(error))])
         full = full or not identified
-        if len(self._cgroups) > 2 * len(listing):
-            self._cgroups.clear()
+        if turn == 0:
+            self._cgroups.clear()  # of containers that are gone
 
         for name, inode in listing.items():
             pid = int(name)
@@ -537,7 +538,7 @@ class ProcessTable:
             return self._cgroups[data]
         except KeyError:
             path = parse_cgroup(data)
-            return self._cgroups.setdefault(data, None if path is None else os.fsdecode(path))
+            return self._cgroups.setdefault(data, None if path is None else sys.intern(os.fsdecode(path)))
 
     def _generic(self, path: str) -> str:
         """``path`` without the pid, so that a thousand refusals make one line."""

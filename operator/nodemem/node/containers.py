@@ -20,6 +20,8 @@ SETTINGS_ROTATION = 20
 SETTLING = 2
 """So many further scans read a new cgroup completely: runtimes make it first and write the limits then."""
 
+FORGETTING = 30
+
 _MOVED_BYTES = 1 << 20
 _MOVED_SHARE = 50  # a fiftieth
 _NEAR_LIMIT = 0.8
@@ -84,6 +86,8 @@ class ContainerTable:
     def scan(self, members: Mapping[str, Iterable[int]]) -> tuple[dict[str, Container], dict[str, MemoryCgroup]]:
         """Containers by id and the cgroups of their pods by path. ``members``: path in the hierarchy -> processes."""
         self._scans += 1
+        if self._scans % FORGETTING == 0:
+            owners.forget()
         if self._thrifty and self._scans % ROTATION:
             found = {container_id: (each.ref, each.path) for container_id, each in self._before.items()}
         else:

@@ -132,6 +132,11 @@ def parse_cgroup(path: str, root: str = "/") -> ContainerRef | PodRef | None:
     return None if isinstance(owner, ServiceRef) else owner
 
 
+def forget() -> None:
+    """Drop what was parsed of cgroups: to be called now and then where they come and go."""
+    _parse.cache_clear()
+
+
 def process_owner(cgroup: str | None, *, kernel_thread: bool = False, root: str = "/") -> Owner | None:
     """Whose process it is; None when its cgroup is unknown or the root (nothing manages it)."""
     if kernel_thread:
