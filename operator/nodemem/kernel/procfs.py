@@ -318,7 +318,7 @@ class ProcessTable:
         except OSError as error:
             return ProcessScan({}, 0, 0, [Unreadable(proc, _why(error))])
         full = full or not identified
-        if turn == 0:
+        if turn == 0 or len(self._cgroups) > 2 * len(listing):
             self._cgroups.clear()  # of containers that are gone
 
         for name, inode in listing.items():
