@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.3
 REST, LONGEST_REST_SECONDS = 5.0, 3.0
-"""After a look at everything, so many times as long as it took: where events never end, the rest is for them."""
+"""After a look at everything, so many times the CPU time it took: where events never end, the rest is for them."""
 
 OUTAGE_SECONDS = 60.0
 STALLED_SECONDS = 10.0
@@ -228,7 +228,7 @@ class Reconciler:
         self.state.exposures = found
 
     async def _reconcile(self) -> None:
-        started = time.monotonic()
+        started, cpu = time.monotonic(), time.thread_time()
         stale = self.state.stale(started)
         reports = list(self.state.claimed(stale))
         claimed = exposures.claims(reports)
@@ -256,12 +256,13 @@ class Reconciler:
                 *self._limit_writer.writes(planned, time.monotonic()),
             )
         )
-        self.counts.stale = [name for name, silent in stale.items() if silent]
-        self.counts.exposed = [each for each in wanted.values() if not each.mitigated]
-        took = time.monotonic() - started
-        self._rest_until = time.monotonic() + min(REST * took, LONGEST_REST_SECONDS)
+        self.counts.stale = sum(stale.values())
+        self.counts.exposures = dict.fromkeys(("Imminent", "High", "Low"), 0)
+        for want in wanted.values():
+            self.counts.exposures[want.status.severity] += 1
+        self._rest_until = time.monotonic() + min(REST * (time.thread_time() - cpu), LONGEST_REST_SECONDS)
         self.counts.reconciles += 1
-        self.counts.reconcile_seconds += took
+        self.counts.reconcile_seconds += time.monotonic() - started
 
     async def _plan_limits(self, now: float) -> Planned:
         await self._limit_writer.settle()
