@@ -125,7 +125,7 @@ class RunningAgent:
             environment["CADENCE"] = f"{cadence.heartbeat_seconds} {cadence.apart_seconds}"
         from cluster import rights  # needs Helm, which the demo does without
 
-        capabilities = rights.chart_capabilities(enforcement="--enforce" in options)
+        capabilities = rights.chart_capabilities(enforcement="--enforce" in options, mitigation="--mitigate" in options)
         command = [*rights.with_capabilities(capabilities), *command, f"--kubeconfig={kubeconfig}", *options]
         self.process = subprocess.Popen(command, stderr=self._log, env=environment)
 

@@ -15,6 +15,8 @@ if __name__ == "__main__":
     heartbeat, apart = map(float, os.environ["CADENCE"].split())
     intervals = Intervals(told.refresh_seconds, told.scan_seconds, Cadence(heartbeat, apart))
     server = from_kubeconfig(told.kubeconfig or "")
-    agent = Agent(told.node_name, server, listen=told.listen, intervals=intervals, enforce=told.enforce)
+    agent = Agent(
+        told.node_name, server, listen=told.listen, intervals=intervals, enforce=told.enforce, mitigate=told.mitigate
+    )
     agent.handle_signals()
     sys.exit(0 if agent.run() else 1)

@@ -13,9 +13,10 @@ from cluster.controlplane import ApiError, ControlPlane
 
 
 @functools.cache
-def chart_capabilities(*, enforcement: bool = False) -> tuple[str, ...]:
+def chart_capabilities(*, enforcement: bool = False, mitigation: bool = False) -> tuple[str, ...]:
     """Of the agent, as setpriv(1) writes them."""
-    daemonset = find(render({"enforcement": {"enabled": enforcement}}), "DaemonSet", "nodemem-agent")
+    values = {"enforcement": {"enabled": enforcement}, "mitigation": {"enabled": mitigation}}
+    daemonset = find(render(values), "DaemonSet", "nodemem-agent")
     context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
     return tuple(each.lower() for each in context["capabilities"]["add"])
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nodemem.agent.bounded import AIM_BYTES, LIMIT_BYTES, bounded, encoded_bytes
 from nodemem.api.convert import wire
-from nodemem.node.status import LimitStatus, Omitted
+from nodemem.node.status import LimitStatus, Omitted, OomMitigationStatus
 from unit.agent_statuses import GIB, MIB, container, exposure, kill, status, tmpfs
 
 
@@ -56,6 +56,17 @@ def test_no_limit_is_left_out_since_the_sizes_found_are_in_them() -> None:
     assert [each["originalBytes"] for each in plain["limits"]] == [4 * GIB] * 128
     assert plain["limits"][0]["message"] == said
     assert len(plain["limits"][-1]["message"]) == 160
+
+
+def test_no_mitigation_is_left_out_since_the_kubelets_values_are_in_them() -> None:
+    said = "oom_score_adj -997 could not be made -63: Permission denied. "
+    each = OomMitigationStatus("a" * 64, "u" * 36, "Failed", "app", -63, -997, GIB, 1, 2, "KernelRefused", said)
+    plain = bounded(status(tmpfs=tuple(tmpfs(each) for each in range(20)), oom_mitigations=(each,) * 128))
+    assert [each["kubeletOomScoreAdj"] for each in plain["oomMitigations"]] == [-997] * 128
+    assert plain["oomMitigations"][0]["message"] == said
+    assert "message" not in plain["oomMitigations"][-1]
+    assert plain["oomMitigations"][-1]["reason"] == "KernelRefused"
+    assert len(plain["tmpfs"]) >= 3
 
 
 def test_kills_of_the_past_don_t_take_the_room_of_what_is_now() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodemem.agent.changes import OUT_OF_TURN, Cadence, Written, changes, why_write, with_transitions, written
-from nodemem.node.status import Condition, LimitStatus, Omitted, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, Omitted, OomMitigationStatus, ReportStatus
 from unit.agent_statuses import GIB, MIB, container, exposure, kill, memory, status, tmpfs
 
 CADENCE = Cadence()
@@ -100,6 +100,18 @@ def test_a_limit_is_a_finding_and_the_figures_in_its_sentence_are_not() -> None:
     last = Written(status(limits=(before,)), 0.0)
     for changed, why in (({"message": "1.6Gi is in use."}, None), ({"original_bytes": 2 * GIB}, "finding")):
         assert why_write(last, status(limits=(replace(before, **changed),)), 31.0, CADENCE) == why
+
+
+def test_a_mitigation_is_a_finding_and_how_many_processes_have_it_is_not() -> None:
+    one = OomMitigationStatus("a" * 64, "uid", "Applied", "app", -63, -997, processes=3)
+    last = Written(status(oom_mitigations=(one,)), 0.0)
+    unlike: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({"processes": 9, "others": 1, "message": "x"}, None),
+        ({"state": "Failed"}, "finding"),
+        ({"oom_score_adj": -64}, "finding"),
+    )
+    for changed, why in unlike:
+        assert why_write(last, status(oom_mitigations=(replace(one, **changed),)), 31.0, CADENCE) == why
 
 
 def test_usage_of_containers_moves_nothing() -> None:

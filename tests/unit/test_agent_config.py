@@ -133,6 +133,7 @@ def test_options() -> None:
     assert told == options.Options("n1.example", None, ("::1", 80), 5.0, 5.0)
     assert options.parse([], {"NODE_NAME": "n2"}).node_name == "n2"
     assert [options.parse([*words, "--node-name=n1"], {}).enforce for words in ([], ["--enforce"])] == [False, True]
+    assert [options.parse([*words, "--node-name=n1"], {}).mitigate for words in ([], ["--mitigate"])] == [False, True]
     assert options.parse(["--node-name=n1"], {}).listen == ("", 9812)
 
 

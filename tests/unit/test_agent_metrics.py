@@ -4,6 +4,7 @@ import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from nodemem.agent.metrics import EXPOSURES_LISTED, LIMITS_LISTED, Counters
 from nodemem.agent.metrics import render as rendered
 from nodemem.agent.server import HealthServer, parse_address
 from nodemem.api.exposition import Exposition
-from nodemem.node.status import ReportStatus
+from nodemem.node.status import OomMitigationStatus, ReportStatus
 from promlab import families, parsed, promtool
 from unit.agent_statuses import GIB, MIB, container, exposure, status, tmpfs
 from unit.metricsamples import agent_counters, full_status, limit
@@ -79,6 +80,15 @@ def test_exposures_are_listed_up_to_a_number_and_counted_all() -> None:
         f'nodemem_container_exposed{{namespace="load",pod="pod-7",container="application",id="{7:012x}",'
         'severity="High",reasons="ClampedBadness"}'
     ).replace(f"{7:012x}", f"{7:064x}"[:12]) in found
+
+
+def test_a_mitigated_container_is_counted_as_that_and_not_as_exposed() -> None:
+    exposures = (exposure(1), replace(exposure(2), mitigated=True))
+    applied = OomMitigationStatus("a" * 64, "uid", "Applied", "app", -63, -997)
+    answers = (applied, replace(applied, state="Pending"))
+    found = parsed(render(status(exposures=exposures, oom_mitigations=answers), Counters()))
+    assert found["nodemem_mitigated_containers"] == 1
+    assert found['nodemem_exposed_containers{severity="High"}'] == 1
 
 
 def test_before_the_first_scan_there_are_the_agent_s_own_metrics() -> None:

@@ -139,6 +139,15 @@ def test_enforcement_adds_two_capabilities_that_make_one_needless_and_the_word_f
     assert enforcer == reporter
 
 
+def test_mitigation_adds_one_capability_and_the_word_for_it_and_nothing_else() -> None:
+    reporter, mitigator = agent(), agent({"mitigation": {"enabled": True}})
+    added = mitigator["spec"]["containers"][0]["securityContext"]["capabilities"].pop("add")
+    kept = reporter["spec"]["containers"][0]["securityContext"]["capabilities"].pop("add")
+    assert set(added) - set(kept) == {"DAC_OVERRIDE"}
+    mitigator["spec"]["containers"][0]["args"].remove("--mitigate")
+    assert mitigator == reporter
+
+
 def test_no_kernel_log_no_syslog_capability() -> None:
     assert "SYSLOG" not in capabilities({"agent": {"kernelLog": False}})
 

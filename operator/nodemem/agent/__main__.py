@@ -21,7 +21,14 @@ def main(words: list[str]) -> int:
         return 1
     intervals = Intervals(refresh_seconds=told.refresh_seconds, scan_seconds=told.scan_seconds)
     try:
-        agent = Agent(told.node_name, server, listen=told.listen, intervals=intervals, enforce=told.enforce)
+        agent = Agent(
+            told.node_name,
+            server,
+            listen=told.listen,
+            intervals=intervals,
+            enforce=told.enforce,
+            mitigate=told.mitigate,
+        )
     except OSError as error:
         print(f"nodemem agent: can't listen on {told.listen[0] or '*'}:{told.listen[1]}: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ LIMIT_BYTES = 13 * 1024
 
 _LEAST = 3
 _SHORT_MESSAGE = 160
-_FINDINGS = ("exposures", "oomKills", "limits")
+_FINDINGS = ("exposures", "oomKills", "limits", "oomMitigations")
 
 _SUMS = {
     "tmpfs": (("tmpfsUsedBytes", "usedBytes"),),
@@ -62,9 +62,11 @@ def _less_context(plain: dict[str, Any], excess: float) -> bool:
 
 
 def _shorter(plain: dict[str, Any], excess: float) -> bool:
-    """A step: long sentences of limits (no limit is ever left out: the original sizes are in them) and of the lesser
-    findings, old kills, context, exposures, at last the files in tmpfs."""
-    exposures, kills, limits = (plain.get(each, []) for each in _FINDINGS)
+    """A step: long sentences of limits and mitigations (none of these is ever left out: what is to be put back is in
+    them) and of the lesser findings, old kills, context, exposures, at last the files in tmpfs."""
+    exposures, kills, limits, mitigations = (plain.get(each, []) for each in _FINDINGS)
+    if any([each.pop("message", None) for each in mitigations[_LEAST:]]):
+        return True  # the reason says it in a word
     if _shorten(limits[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
         return True
     if len(kills) > _LEAST:

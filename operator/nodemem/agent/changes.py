@@ -171,7 +171,7 @@ def _at_most(status: ReportStatus, key: Key) -> int:
 
 
 def _findings(status: ReportStatus) -> dict[Key, object]:
-    """What is told at once: exposures, kills, limits, what can't be read; and names that came late.
+    """What is told at once: exposures, kills, limits, mitigations, what can't be read; and names that came late.
 
     Kills are one thing: a container in a crash loop has a new one every few minutes, and each has its Event. A limit
     that is edited is another one.
@@ -183,9 +183,12 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
     }
     for exposure in status.exposures or ():
         key = ("exposure", exposure.container_id or "", exposure.pod_uid or "", exposure.name or "")
-        found[key] = (exposure.pod_name, exposure.reasons, exposure.severity)
+        found[key] = (exposure.pod_name, exposure.reasons, exposure.severity, exposure.mitigated)
     for limit in status.limits or ():
         found["limit", limit.mount_point, str(limit.requested_bytes)] = _limit(limit)
+    for mitigation in status.oom_mitigations or ():
+        key = ("mitigation", mitigation.container_id, str(mitigation.oom_score_adj), "")
+        found[key] = replace(mitigation, message=None, processes=None, others=None)
     for condition in status.conditions:
         found["condition", condition.type] = (condition.status, condition.reason)
     return found

@@ -15,6 +15,7 @@ from nodemem.agent.config import Server
 from nodemem.agent.enforcer import Enforcer
 from nodemem.agent.kills import Kills, Seen
 from nodemem.agent.log import Log
+from nodemem.agent.mitigator import Mitigator
 from nodemem.agent.pods import PodTable
 from nodemem.agent.publisher import Publisher
 from nodemem.agent.reports import GROUP_PATH, OwnReportTable
@@ -22,7 +23,6 @@ from nodemem.agent.server import HealthServer
 from nodemem.agent.watch import Watch
 from nodemem.kernel.host import Host
 from nodemem.node import report
-from nodemem.node.exposure import Exposure
 from nodemem.node.snapshot import Collector, Snapshot, Thrift
 from nodemem.node.status import ReportStatus
 from nodemem.node.trends import History
@@ -56,9 +56,11 @@ class Agent:
         intervals: Intervals | None = None,
         log: Log | None = None,
         enforce: bool = False,
+        mitigate: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``enforce``: tmpfs may be resized. Raises OSError when ``listen`` is taken."""
+        """``enforce``: tmpfs may be resized. ``mitigate``: oom_score_adj may be set. Raises OSError when ``listen`` is
+        taken."""
         self.stop = threading.Event()
         self._host = host or Host()
         self._node_name = node_name
@@ -70,7 +72,7 @@ class Agent:
         self._history = History()
         self._kills: Kills | None = None
         self._untold: list[Seen] = []
-        self._found: list[Exposure] = []
+        self._found = exposures.Found()
         self._status: ReportStatus | None = None
         self._scanned_at = clock()
         self._broken = False
@@ -91,6 +93,7 @@ class Agent:
             from_cache=False,  # the sizes found by the agent before this one are in it
         )
         self._enforcer = Enforcer(self._host, self._log, enforce=enforce, clock=clock)
+        self._mitigator = Mitigator(self._host, self._log, mitigate=mitigate, clock=clock)
         self.health = HealthServer(
             listen,
             metrics=lambda open_metrics: metrics.render(self._status, self._counters, open_metrics),
@@ -165,11 +168,10 @@ class Agent:
                 if full:
                     snapshot = None  # two whole ones at once would be the peak of this process
                     snapshot = self._collector.collect(full=False)
-                    self._found = exposures.find(snapshot)
                 else:
                     assert snapshot is not None
                     snapshot = self._collector.refresh(snapshot)
-                self._tell(snapshot)
+                self._tell(snapshot, full=full)
             except OSError as error:
                 self._counters.scan_failures += 1
                 self._log.problem("scan", str(error))
@@ -184,7 +186,7 @@ class Agent:
                 next_full = max(now + self._intervals.scan_seconds, rested)
             next_any = max(min(now + self._intervals.refresh_seconds, next_full), rested)
 
-    def _tell(self, snapshot: Snapshot) -> None:
+    def _tell(self, snapshot: Snapshot, *, full: bool) -> None:
         if self._status is None:
             self._wait_for_names()
         self._pods.set_capacity(snapshot.memory.partition.total_bytes)
@@ -195,11 +197,13 @@ class Agent:
         known = self._own_watch.synced.is_set()
         if known:
             self._enforcer.run(snapshot, self._own.current, self._publisher.written_limits())
+        self._mitigate(snapshot, known=known, full=full)
         self._status = report.build(
             snapshot,
             self._history,
             names=names,
-            exposures=exposures.named(self._found, names),
+            exposures=exposures.named(self._found.exposures, names, self._found.mitigated),
+            oom_mitigations=self._mitigator.statuses if known else None,
             oom_kills=() if self._kills is None else self._kills.last(names),
             limits=self._enforcer.statuses if known else None,
             observed_generation=self._enforcer.observed_generation,
@@ -207,6 +211,18 @@ class Agent:
         self._send_events()
         # Until it is known what is on record about limits, that would be overwritten with nothing.
         self._publisher.offer(self._status, complete=known)
+
+    def _mitigate(self, snapshot: Snapshot, *, known: bool, full: bool) -> None:
+        """Exposures, and what is done about them; whenever something was set, they are looked for again."""
+        news = known and self._mitigator.learn(self._own.current)
+        if full or news:
+            self._expose(snapshot)
+        written = self._publisher.written_mitigations()
+        if known and self._mitigator.run(snapshot, self._found.targets, self._pods.names, written):
+            self._expose(snapshot)
+
+    def _expose(self, snapshot: Snapshot) -> None:
+        self._found = exposures.find(snapshot, self._mitigator.values(snapshot), self._mitigator.pods)
 
     def _wait_for_names(self) -> None:
         deadline = self._clock() + POD_LIST_SECONDS

@@ -201,14 +201,17 @@ def _labelled_containers(status: ReportStatus) -> Iterator[tuple[ContainerStatus
 
 def _exposures(out: Exposition, status: ReportStatus) -> None:
     """As the node sees it. Which of them an OomPolicy flags, the controller knows."""
+    applied = sum(each.state == "Applied" for each in status.oom_mitigations or ())
+    out.value("nodemem_mitigated_containers", "gauge", "Containers whose oom_score_adj is the mitigation's.", applied)
     out.family("nodemem_exposed_containers", "gauge", "Containers whose OOM would kill the wrong process: all.")
     if status.exposures is None:
         return
-    severities = Counter(each.severity for each in status.exposures)
+    exposures = [each for each in status.exposures if not each.mitigated]
+    severities = Counter(each.severity for each in exposures)
     for severity in get_args(Severity):
         out.sample("nodemem_exposed_containers", severities[severity], severity=severity)
     out.family("nodemem_container_exposed", "gauge", "1: its OOM would kill the wrong process (the worst ones).")
-    for each in status.exposures[:EXPOSURES_LISTED]:
+    for each in exposures[:EXPOSURES_LISTED]:
         out.sample(
             "nodemem_container_exposed",
             1,

@@ -18,7 +18,7 @@ _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 @dataclass(frozen=True, slots=True)
 class Options:
     """``kubeconfig`` None: in a pod. ``refresh_seconds`` is never more than ``scan_seconds``. ``enforce``: tmpfs may be
-    resized."""
+    resized. ``mitigate``: oom_score_adj may be set."""
 
     node_name: str
     kubeconfig: str | None
@@ -26,15 +26,16 @@ class Options:
     scan_seconds: float
     refresh_seconds: float
     enforce: bool = False
+    mitigate: bool = False
 
 
 def parse(words: Iterable[str], environment: Mapping[str, str] = os.environ) -> Options:
-    """``--name=value`` words, and ``--enforce``. Raises ConfigError."""
+    """``--name=value`` words, ``--enforce`` and ``--mitigate``. Raises ConfigError."""
     values: dict[str, str] = {}
-    enforce = False
+    allowed = {"--enforce": False, "--mitigate": False}
     for word in words:
-        if word == "--enforce":
-            enforce = True
+        if word in allowed:
+            allowed[word] = True
             continue
         name, equals, value = word.partition("=")
         if name not in ("--node-name", "--kubeconfig", "--listen", "--interval", "--refresh") or not equals:
@@ -56,7 +57,8 @@ def parse(words: Iterable[str], environment: Mapping[str, str] = os.environ) -> 
         listen,
         scan,
         min(_seconds("--refresh", values, REFRESH_SECONDS), scan),
-        enforce,
+        allowed["--enforce"],
+        allowed["--mitigate"],
     )
 
 

@@ -18,7 +18,7 @@ from nodemem.agent.log import Log
 from nodemem.agent.metrics import Counters
 from nodemem.agent.reports import GROUP_PATH, OwnReport
 from nodemem.node.report import API_VERSION
-from nodemem.node.status import Condition, LimitStatus, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, OomMitigationStatus, ReportStatus
 
 MANAGER = "nodemem-agent"
 NODE_CHECK_SECONDS = 3600.0
@@ -89,6 +89,13 @@ class Publisher:
             if self._last is None:
                 return None
             return () if self._last.status is None else self._last.status.limits or ()
+
+    def written_mitigations(self) -> tuple[OomMitigationStatus, ...] | None:
+        """The same for mitigations."""
+        with self._wake:
+            if self._last is None:
+                return None
+            return () if self._last.status is None else self._last.status.oom_mitigations or ()
 
     def report_changed(self, report: OwnReport | None) -> None:
         """What the watch says of the report: when it is gone, or not owned by our Node, it is put right."""

@@ -58,7 +58,7 @@ MEMORY_REPORT = Resource(
     "memrep",
     False,
     "Where a node's memory went, by its agent; named after the Node and owned by it. spec holds the tmpfs limits that"
-    " the node must hold, from the TmpfsPolicies.",
+    " the node must hold, from the TmpfsPolicies, and the pods to mitigate, from the OomPolicies.",
     types.MemoryReportSpec,
     ReportStatus,
     (
@@ -75,6 +75,7 @@ MEMORY_REPORT = Resource(
         Column("Kernel", ".status.kernel.release", "Kernel release.", wide=True),
         Column("Kernel-Generation", ".status.kernel.oomGeneration", "How the kernel scores processes.", wide=True),
         Column("Cgroup", ".status.kernel.cgroup", "Where the memory controller is.", wide=True),
+        Column("Mitigated", ".status.summary.mitigated", "Containers where a mitigation prevents it.", "integer", True),
         Column("Complete", _condition("Complete"), "Whether everything could be read.", wide=True),
         Column("Version", ".status.agentVersion", "Version of the agent.", wide=True),
     ),
@@ -143,6 +144,8 @@ OOM_POLICY = Resource(
         Column("Exposed", ".status.exposed", "Exposed pods that it is for.", "integer"),
         _AGE,
         Column("Mitigated", ".status.mitigated", "Pods whose oom_score_adj is mitigated.", "integer", True),
+        Column("Ready", _condition("Ready"), "Whether it does what it says.", wide=True),
+        Column("Reason", _condition("Ready", "message"), "Why it is not ready.", wide=True),
     ),
 )
 

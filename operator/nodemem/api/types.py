@@ -19,6 +19,9 @@ SMALLEST_LIMIT_BYTES = 1 << 20
 
 LARGEST_LIMIT_BYTES = 1 << 50
 
+MOST_MITIGATIONS = 64
+"""Pods of one node that can be mitigated."""
+
 _PERCENT = "^(100|[1-9][0-9]?)%$"
 
 
@@ -53,6 +56,8 @@ _SIZE_RULES = (
         "write at most 1Pi, such as 2Gi",
     ),
 )
+
+_NOT_EMPTY = Rule("size(self) > 0", "write a name: an empty one means nothing")
 
 _LABEL_KEY = "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _LABEL_VALUE = "([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
@@ -354,6 +359,14 @@ class TmpfsLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class OomMitigation:
+    pod_uid: str = doc("UID of the pod, as the node knows it.", max_length=64, rules=(_NOT_EMPTY,))
+    pod_namespace: str = doc("Namespace of the pod.", max_length=63, rules=(_NOT_EMPTY,))
+    pod_name: str = doc("Name of the pod.", max_length=253, rules=(_NOT_EMPTY,))
+    policy: str = doc("The OomPolicy it comes from.", max_length=253, rules=(_NOT_EMPTY,))
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryReportSpec:
     tmpfs_limits: tuple[TmpfsLimit, ...] = doc(
         "The limits that this node must hold; written by the controller, from the TmpfsPolicies.",
@@ -363,6 +376,18 @@ class MemoryReportSpec:
             Rule(
                 "self.all(a, self.exists_one(b, a.mountPoint == b.mountPoint))",
                 "write each mountPoint once: two limits for the same one contradict each other",
+            ),
+        ),
+    )
+    oom_mitigations: tuple[OomMitigation, ...] | None = doc(
+        "Pods whose processes this node gives the oom_score_adj that makes its kernel choose right, which it computes"
+        " itself; written by the controller, from the OomPolicies.",
+        default=None,
+        max_items=MOST_MITIGATIONS,
+        rules=(
+            Rule(
+                "self.all(a, self.exists_one(b, a.podUID == b.podUID))",
+                "write each podUID once: a pod is mitigated or it is not",
             ),
         ),
     )
@@ -402,8 +427,8 @@ class OomPolicySpec:
     namespace_selector: LabelSelector = doc("Namespaces of these pods; empty: every one.", default=LabelSelector())
     mode: OomMode = doc(
         "Ignore: not checked. Flag: an OomExposure and an Event for an exposed pod; what a Guaranteed pod without any"
-        " policy gets. Mitigate: the agent also sets the oom_score_adj that makes the kernel choose right, and takes it"
-        " back when the policy goes; this version does not do that yet, and flags only.",
+        " policy gets. Mitigate: the agent also sets the oom_score_adj that makes the kernel choose right, where it may"
+        " (mitigation.enabled of the chart), and puts the kubelet's back when the policy goes.",
         default="Flag",
     )
     imminent_at: int | str = doc(

@@ -42,6 +42,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="resize tmpfs where the report's spec says so; without it, only say what would be done",
     )
+    parser.add_argument(
+        "--mitigate",
+        action="store_true",
+        help="set oom_score_adj where the report's spec says so; without it, nothing is set",
+    )
     parser.set_defaults(func=run)
 
 
@@ -49,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Becomes an interpreter that holds the agent alone: this one has the whole command line in memory."""
     given = {name: getattr(args, name.replace("-", "_")) for name in _NAMES}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    if args.enforce:
-        words.append("--enforce")
+    words += [f"--{name}" for name in ("enforce", "mitigate") if getattr(args, name)]
     try:
         options.parse(words)
     except ConfigError as error:

@@ -95,9 +95,10 @@ class Api:
                 return
             query["continue"] = more
 
-    async def apply(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Server-side apply as ``MANAGER``, over any other's fields. ``metadata.uid`` in it is a precondition."""
-        return await self.write("PATCH", path, body, {"fieldManager": MANAGER, "force": "true"}, content="apply")
+    async def apply(self, path: str, body: Mapping[str, Any], *, manager: str = MANAGER) -> Any:
+        """Server-side apply over any other's fields; what the ``manager`` applied before and does not name now is
+        dropped. ``metadata.uid`` in ``body`` is a precondition."""
+        return await self.write("PATCH", path, body, {"fieldManager": manager, "force": "true"}, content="apply")
 
     async def write(
         self,

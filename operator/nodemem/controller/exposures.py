@@ -4,8 +4,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from nodemem.api.types import ExposureSummary, OomExposureStatus, OomPolicySpec
-from nodemem.node.status import Condition, ContainerExposure, ExposureReason, ExposureStatus, ProcessRef, Severity
+from nodemem.api.types import ExposureSummary, OomExposureStatus, OomMitigation, OomPolicySpec
+from nodemem.controller import mitigated
+from nodemem.node.status import (
+    Condition,
+    ContainerExposure,
+    ExposureReason,
+    ExposureStatus,
+    OomMitigationStatus,
+    ProcessRef,
+    Severity,
+)
 from nodemem.node.summary import quantity
 from nodemem.policy.selectors import selects, selects_all
 
@@ -54,34 +63,44 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one node says. ``exposures`` None: nothing is known."""
+    """What one node says, and what it was told (``mitigations``). ``exposures`` None: nothing is known."""
 
     node_name: str
     observed_at: str | None
     stale: bool
     exposures: tuple[ExposureStatus, ...] | None
     omitted: int = 0
+    mitigations: tuple[OomMitigation, ...] = ()
+    mitigated: tuple[OomMitigationStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """That a pod is exposed, by the agent of one node."""
+    """That a pod is exposed, by the agent of one node. ``mitigated``: what it says of the pod's mitigation."""
 
     node_name: str
     observed_at: str | None
     stale: bool
     pod_uid: str
     containers: tuple[ExposureStatus, ...]
+    mitigated: tuple[OomMitigationStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An OomExposure as it should be; ``policy``: which one it follows."""
+    """An OomExposure as it should be; ``policy``: which one it follows. ``tied``: others of the same priority, which
+    come after it by their names alone."""
 
     key: PodKey
     pod_uid: str
     status: OomExposureStatus
     policy: str | None
+    tied: tuple[str, ...] = ()
+
+    @property
+    def mitigation(self) -> Condition | None:
+        """What became of it; None where nothing was asked for or done."""
+        return next((each for each in self.status.conditions if each.type == mitigated.MITIGATED), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +145,26 @@ def claims(reports: Iterable[Report]) -> dict[PodKey, list[Claim]]:
             if each.pod_namespace and each.pod_name and each.pod_uid:
                 by_pod.setdefault(((each.pod_namespace, each.pod_name), each.pod_uid), []).append(each)
         for (key, uid), containers in by_pod.items():
-            claim = Claim(report.node_name, report.observed_at, report.stale, uid, tuple(containers))
+            said = tuple(each for each in report.mitigated if each.pod_uid == uid)
+            claim = Claim(report.node_name, report.observed_at, report.stale, uid, tuple(containers), said)
             found.setdefault(key, []).append(claim)
     return found
 
 
 def policy_for(pod: Pod, namespace: Mapping[str, str], policies: Iterable[Policy]) -> Policy | None:
     """The highest priority that selects the pod; of equals the first by name. ``namespace``: its labels."""
-    fitting = (
+    return next(iter(_candidates(pod, namespace, policies)), None)
+
+
+def _candidates(pod: Pod, namespace: Mapping[str, str], policies: Iterable[Policy]) -> list[Policy]:
+    """Of the highest priority that selects the pod; the first one wins."""
+    fitting = [
         each
         for each in policies
         if selects(each.spec.pod_selector, pod.labels) and selects(each.spec.namespace_selector, namespace)
-    )
-    return min(fitting, key=lambda each: (-each.spec.priority, each.name), default=None)
+    ]
+    highest = max((each.spec.priority for each in fitting), default=0)
+    return sorted((each for each in fitting if each.spec.priority == highest), key=lambda each: each.name)
 
 
 def wanted(
@@ -166,9 +192,11 @@ def wanted(
         if by_namespace and key[0] not in namespaces:
             undecided.add(key)
             continue
-        policy = policy_for(pod, namespaces.get(key[0], {}), policies)
+        fitting = _candidates(pod, namespaces.get(key[0], {}), policies)
+        policy = fitting[0] if fitting else None
         if _flagged(pod, policy):
-            found[key] = Wanted(key, pod.uid, _status(claim, policy), policy.name if policy else None)
+            tied = tuple(each.name for each in fitting[1:])
+            found[key] = Wanted(key, pod.uid, _status(claim, policy), policy.name if policy else None, tied)
     return found, undecided
 
 
@@ -237,7 +265,10 @@ def _flagged(pod: Pod, policy: Policy | None) -> bool:
 def _status(claim: Claim, policy: Policy | None) -> OomExposureStatus:
     percent = imminent_percent(policy.spec) if policy else DEFAULT_IMMINENT_PERCENT
     containers = sorted(
-        (replace(_bare(each), severity=severity(each, percent)) for each in claim.containers),
+        (
+            replace(_bare(each), severity="Low" if each.mitigated else severity(each, percent))
+            for each in claim.containers
+        ),
         key=lambda each: (_RANK[each.severity], each.name or ""),
     )[:32]
     worst = containers[0]
@@ -255,14 +286,28 @@ def _status(claim: Claim, policy: Policy | None) -> OomExposureStatus:
             largest=_process(worst.largest),
         ),
         observed_at=claim.observed_at,
-        conditions=(_exposed(claim, reasons, worst),),
+        conditions=tuple(
+            each
+            for each in (
+                _exposed(claim, reasons, worst),
+                mitigated.condition(claim.containers, claim.mitigated, _mitigating(policy), stale=claim.stale),
+            )
+            if each is not None
+        ),
     )
+
+
+def _mitigating(policy: Policy | None) -> str | None:
+    return policy.name if policy is not None and policy.spec.mode == "Mitigate" else None
 
 
 def _exposed(claim: Claim, reasons: tuple[ExposureReason, ...], worst: ContainerExposure) -> Condition:
     if claim.stale:
         text = f"The agent of node {claim.node_name} is silent; so it was at {claim.observed_at or 'an unknown time'}."
         return Condition(EXPOSED, "Unknown", "ReportStale", text, "")
+    if all(each.mitigated for each in claim.containers):
+        text = f"With the oom_score_adj that was set the kernel chooses right. Without it: {worst.message}"
+        return Condition(EXPOSED, "False", "Mitigated", text, "")
     return Condition(EXPOSED, "True", reasons[0] if reasons else "Exposed", worst.message, "")
 
 
@@ -293,7 +338,7 @@ def _meaning(status: OomExposureStatus) -> tuple[object, ...]:
         status.node_name,
         status.severity,
         frozenset(status.reasons),
-        tuple((each.type, each.status) for each in status.conditions),
+        tuple((each.type, each.status, each.reason) for each in status.conditions),
         tuple(
             (
                 each.name,

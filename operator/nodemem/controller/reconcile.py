@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nodemem.api import resources
-from nodemem.controller import exposures
+from nodemem.controller import exposures, mitigations
 from nodemem.controller.client import Api, ApiError
 from nodemem.controller.exposures import Actual, PodKey, Wanted
 from nodemem.controller.limits import Planned, Planner
@@ -230,18 +230,29 @@ class Reconciler:
     async def _reconcile(self) -> None:
         started = time.monotonic()
         stale = self.state.stale(started)
-        claimed = exposures.claims(self.state.claimed(stale))
+        reports = list(self.state.claimed(stale))
+        claimed = exposures.claims(reports)
         policies = self.state.policies()
-        pods = await self._lookup.pods({key: [claim.pod_uid for claim in each] for key, each in claimed.items()})
-        asked = {key[0] for key in claimed} if exposures.asks_for_namespaces(policies) else set()
+        needed = mitigations.pods_needed(reports, policies)
+        for key, each in claimed.items():
+            needed.setdefault(key, set()).update(claim.pod_uid for claim in each)
+        pods = await self._lookup.pods(needed)
+        asked = {key[0] for key in needed} if exposures.asks_for_namespaces(policies) else set()
         namespaces = await self._lookup.namespaces(asked)
         wanted, undecided = exposures.wanted(claimed, pods, namespaces, policies)
+        unread = self.state.unread_policies()
+        mitigated = {
+            each.node_name: mitigations.wanted(each, pods, namespaces, policies, unread)
+            for each in reports
+            if each.mitigations or each.exposures
+        }
         planned = await self._plan_limits(started)
         # From here on nothing waits: what is written follows from what is known now.
         stale = self.state.stale(started)
         self.queue.plan(
             (
                 *self._writes(wanted, undecided, stale, started),
+                *self.writer.mitigations(mitigated),
                 *self._limit_writer.writes(planned, time.monotonic()),
             )
         )

@@ -12,8 +12,15 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from nodemem.api.convert import read
-from nodemem.api.types import OomPolicySpec, TmpfsLimit, TmpfsPolicySpec, TmpfsPolicyStatus
-from nodemem.node.status import ExposureStatus, LimitStatus
+from nodemem.api.types import (
+    OomMitigation,
+    OomPolicySpec,
+    OomPolicyStatus,
+    TmpfsLimit,
+    TmpfsPolicySpec,
+    TmpfsPolicyStatus,
+)
+from nodemem.node.status import ExposureStatus, LimitStatus, OomMitigationStatus
 from nodemem.node.units import parse_size
 from nodemem.policy.limits import Mount
 
@@ -96,7 +103,8 @@ class TmpfsRecord:
 @dataclass(frozen=True, slots=True)
 class ReportRecord:
     """``exposures`` None: the agent has not said; not the same as none. ``exposures_omitted``: found, but there was no
-    room to list them. ``pressure``: the agent's own ShmemPressure, if any."""
+    room to list them. ``pressure``: the agent's own ShmemPressure, if any. ``mitigations``: those of the spec, and
+    ``mitigated`` what the agent says of them."""
 
     uid: str
     version: str
@@ -107,6 +115,8 @@ class ReportRecord:
     stale: Mark | None
     pressure: str | None
     tmpfs: TmpfsRecord
+    mitigations: tuple[OomMitigation, ...] = ()
+    mitigated: tuple[OomMitigationStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +132,14 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class OomPolicyRecord:
-    """``spec`` None: it can't be read, and is as if it weren't there. ``exposed``: status, as last seen."""
+    """``spec`` None: it can't be read, and is as if it weren't there. ``status``: as last seen; None where
+    there is none, or none that makes sense."""
 
     uid: str
     version: str
     generation: int
     spec: OomPolicySpec | None
-    exposed: int | None
-    observed_generation: int | None
+    status: OomPolicyStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +161,8 @@ def report(body: Mapping[str, Any]) -> ReportRecord:
     memory = _mapping(status.get("memory"))
     conditions = _conditions(status)
     exposures = _exposures(status.get("exposures"))
-    counted = _integer(_mapping(status.get("summary")).get("exposed")) or 0
+    summary = _mapping(status.get("summary"))
+    counted = sum(_integer(summary.get(name)) or 0 for name in ("exposed", "mitigated"))
     return ReportRecord(
         uid=uid,
         version=version,
@@ -162,6 +173,8 @@ def report(body: Mapping[str, Any]) -> ReportRecord:
         stale=conditions.get(STALE),
         pressure=mark.status if (mark := conditions.get(SHMEM_PRESSURE)) else None,
         tmpfs=_tmpfs(body, status, conditions.get(COMPLETE)),
+        mitigations=tuple(_each(OomMitigation, _mapping(body.get("spec")).get("oomMitigations"))),
+        mitigated=tuple(_each(OomMitigationStatus, status.get("oomMitigations"))),
     )
 
 
@@ -180,20 +193,18 @@ def node(body: Mapping[str, Any]) -> NodeRecord:
 
 def oom_policy(body: Mapping[str, Any]) -> OomPolicyRecord:
     uid, version = _identity(body)
-    status = _mapping(body.get("status"))
+    spec: OomPolicySpec | None = None
+    status: OomPolicyStatus | None = None
     try:
         spec = read(OomPolicySpec, _mapping(body.get("spec")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         _log.error("OomPolicy %s is passed over: %s", body.get("metadata", {}).get("name"), error)
-        spec = None
-    return OomPolicyRecord(
-        uid,
-        version,
-        _integer(_mapping(body.get("metadata")).get("generation")) or 0,
-        spec,
-        _integer(status.get("exposed")),
-        _integer(status.get("observedGeneration")),
-    )
+    if body.get("status"):
+        try:
+            status = read(OomPolicyStatus, _mapping(body.get("status")))
+        except (ValueError, TypeError, AttributeError):
+            _log.warning("the status of OomPolicy %s makes no sense and is replaced", body["metadata"].get("name"))
+    return OomPolicyRecord(uid, version, _integer(_mapping(body.get("metadata")).get("generation")) or 0, spec, status)
 
 
 def tmpfs_policy(body: Mapping[str, Any]) -> TmpfsPolicyRecord:

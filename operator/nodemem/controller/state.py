@@ -103,10 +103,21 @@ class State:
 
     def claimed(self, stale: Mapping[str, bool]) -> Iterator[Report]:
         for name, each in self.reports.items():
-            yield Report(name, each.observed_at, stale[name], each.exposures, each.exposures_omitted)
+            yield Report(
+                name,
+                each.observed_at,
+                stale[name],
+                each.exposures,
+                each.exposures_omitted,
+                each.mitigations,
+                each.mitigated,
+            )
 
     def policies(self) -> list[Policy]:
         return [Policy(name, each.spec) for name, each in self.oom_policies.items() if each.spec is not None]
+
+    def unread_policies(self) -> set[str]:
+        return {name for name, each in self.oom_policies.items() if each.spec is None}
 
     def unnamed(self) -> set[str]:
         """UIDs of exposed pods whose names their agent has not learnt yet."""
@@ -141,6 +152,8 @@ class State:
             record.figures if self._figures_matter else None,
             record.observed_at if marked else None,
             record.tmpfs.meaning(self._limited_scopes()) if limited else None,
+            record.mitigations,
+            record.mitigated,
         )
 
 

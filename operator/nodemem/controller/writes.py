@@ -11,7 +11,8 @@ from typing import Any
 
 from nodemem.api import resources
 from nodemem.api.convert import wire
-from nodemem.controller import events, exposures, pressure, records
+from nodemem.api.types import MOST_MITIGATIONS, OomMitigation, OomPolicyStatus
+from nodemem.controller import events, exposures, policystatus, pressure, records
 from nodemem.controller.client import Api, ApiError
 from nodemem.controller.exposures import Actual, Change, Wanted
 from nodemem.controller.lookup import Lookup
@@ -23,7 +24,13 @@ from nodemem.node.units import timestamp
 _log = logging.getLogger(__name__)
 
 POLICY_SECONDS = 15.0
-"""The count in an OomPolicy's status is written no more often."""
+"""The counts in an OomPolicy's status are written no more often."""
+
+POLICY_WORDS_SECONDS = 300.0
+"""The same for what only says it in other words."""
+
+MITIGATIONS_MANAGER = "nodemem-controller-mitigations"
+"""Who applies spec.oomMitigations: a manager of its own, so that this and tmpfsLimits don't drop each other."""
 
 
 class Writer:
@@ -78,6 +85,9 @@ class Writer:
                 self._look_again()
             raise
         self._tell(change)
+        if want is None:
+            # Perhaps the pod is gone, and with it what its node is to mitigate.
+            self._lookup.forget(change.key)
 
     async def _apply_exposure(self, path: str, want: Wanted, have: Actual | None) -> Actual:
         namespace, name = want.key
@@ -191,7 +201,8 @@ class Writer:
         if self._options.node_conditions:
             for each in wanted:
                 where = each.status.node_name or ""
-                exposed[where] = exposed.get(where, 0) + 1
+                if each.mitigation is None or each.mitigation.status != "True":
+                    exposed[where] = exposed.get(where, 0) + 1
         for name, node in self._state.nodes.items():
             if not self._options.node_conditions:
                 if node.marks:
@@ -225,30 +236,51 @@ class Writer:
 
         return Write(("node-conditions", name), run)
 
-    def policies(self, wanted: Iterable[Wanted], now: float) -> Iterator[Write]:
-        """status.exposed of OomPolicies."""
-        counted: dict[str | None, int] = {}
-        for each in wanted:
-            counted[each.policy] = counted.get(each.policy, 0) + 1
-        for name in self._policy_written.keys() - self._state.oom_policies.keys():
-            del self._policy_written[name]
-        for name, policy in self._state.oom_policies.items():
-            exposed = counted.get(name, 0)
-            if policy.observed_generation == policy.generation and (
-                policy.exposed == exposed or now - self._policy_written.get(name, float("-inf")) < POLICY_SECONDS
-            ):
-                continue
-            yield Write(
-                ("oompolicy", name),
-                partial(self._write_policy, name, policy, exposed),
-            )
+    def mitigations(self, wanted: Mapping[str, tuple[OomMitigation, ...]]) -> Iterator[Write]:
+        """spec.oomMitigations of reports, by node."""
+        for name, each in wanted.items():
+            record = self._state.reports.get(name)
+            if record is not None and name in self._state.nodes and each != record.mitigations:
+                yield Write(("memoryreport-mitigations", name), partial(self._write_mitigations, name, each))
 
-    async def _write_policy(self, name: str, policy: records.OomPolicyRecord, exposed: int) -> None:
+    async def _write_mitigations(self, name: str, wanted: tuple[OomMitigation, ...]) -> None:
+        record = self._state.reports.get(name)
+        if record is None:
+            return
+        if len(wanted) == MOST_MITIGATIONS:
+            _log.warning("node %s has %d pods to mitigate, as many as there can be", name, len(wanted))
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": resources.MEMORY_REPORT.kind,
+            "metadata": {"name": name, "uid": record.uid},
+            "spec": {"oomMitigations": [wire(each) for each in wanted]},
+        }
+        answer = await self._api.apply(f"{PATHS['reports']}/{name}", body, manager=MITIGATIONS_MANAGER)
+        self._state.take("reports", answer)
+        self._mark()
+
+    def policies(self, wanted: Iterable[Wanted], now: float) -> Iterator[Write]:
+        """Statuses of OomPolicies: what they mean at once, counts soon, other words for the same seldom."""
+        table, every = self._state.oom_policies, list(wanted)
+        for name in self._policy_written.keys() - table.keys():
+            del self._policy_written[name]
+        for name, record in table.items():
+            had, said = record.status, policystatus.status(name, record, every, timestamp(time.time()))
+            if had is not None and policystatus.meaning(had) == policystatus.meaning(said):
+                if had == said:
+                    continue
+                counted = policystatus.counts(had) != policystatus.counts(said)
+                wait = POLICY_SECONDS if counted else POLICY_WORDS_SECONDS
+                if now - self._policy_written.get(name, float("-inf")) < wait:
+                    continue
+            yield Write(("oompolicy", name), partial(self._write_policy, name, record, said))
+
+    async def _write_policy(self, name: str, record: records.OomPolicyRecord, said: OomPolicyStatus) -> None:
         body = {
             "apiVersion": API_VERSION,
             "kind": resources.OOM_POLICY.kind,
-            "metadata": {"name": name, "uid": policy.uid},
-            "status": {"observedGeneration": policy.generation, "exposed": exposed},
+            "metadata": {"name": name, "uid": record.uid},
+            "status": wire(said),
         }
         answer = await self._api.apply(f"{PATHS['oom_policies']}/{name}/status", body)
         self._policy_written[name] = time.monotonic()

@@ -23,6 +23,7 @@ from nodemem.node.status import (
     MemoryStatus,
     Omitted,
     OomKillStatus,
+    OomMitigationStatus,
     OomScoreAdjRange,
     ProcessStatus,
     ReportStatus,
@@ -98,6 +99,7 @@ def build(
     oom_kills: tuple[OomKillStatus, ...] | None = None,
     limits: tuple[LimitStatus, ...] | None = None,
     observed_generation: int | None = None,
+    oom_mitigations: tuple[OomMitigationStatus, ...] | None = None,
 ) -> ReportStatus:
     """``everything``: complete lists, every process and every shmem object (``--all``)."""
     memory = _memory(snapshot)
@@ -146,11 +148,12 @@ def build(
         conditions=_conditions(snapshot),
         omitted=_omitted(snapshot, largest_first[len(tmpfs) :], by_shmem[len(containers) :]),
         processes=_processes(snapshot) if everything else None,
-        summary=summary(memory, shmem, tmpfs, limits, None if exposures is None else len(exposures)),
+        summary=summary(memory, shmem, tmpfs, limits, *_exposed(exposures)),
         exposures=exposures,
         oom_kills=oom_kills,
         limits=limits,
         observed_generation=observed_generation,
+        oom_mitigations=oom_mitigations,
     )
 
 
@@ -165,6 +168,13 @@ def _omitted(
         containers_shmem_bytes=sum(each.shmem_bytes or 0 for each in cgroups),
         containers_usage_bytes=sum(each.usage_bytes or 0 for each in cgroups),
     )
+
+
+def _exposed(exposures: tuple[ExposureStatus, ...] | None) -> tuple[int | None, int | None]:
+    if exposures is None:
+        return None, None
+    mitigated = sum(each.mitigated is True for each in exposures)
+    return len(exposures) - mitigated, mitigated or None
 
 
 def as_object(status: ReportStatus, node_name: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ LimitState = Literal["InSync", "Audit", "Deferred", "Failed", "Contested"]
 OnDelete = Literal["Restore", "Keep"]
 ExposureReason = Literal["ClampedBadness", "Unkillable", "SkewedAdj", "TmpfsHeld"]
 Severity = Literal["Imminent", "High", "Low"]
+OomMitigationState = Literal["Applied", "Pending", "Failed", "NotNeeded"]
 
 
 class Rule(NamedTuple):
@@ -262,6 +263,33 @@ class ExposureStatus(ContainerExposure):
     pod_name: str | None = doc("Name of the pod.", default=None, max_length=253)
     pod_namespace: str | None = doc("Namespace of the pod.", default=None, max_length=63)
     pod_uid: str | None = doc("UID of the pod.", default=None, max_length=64)
+    mitigated: bool | None = doc(
+        "The mitigation holds: with the oom_score_adj that was set the kernel would choose right. All else here is as"
+        " it would be without.",
+        default=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OomMitigationStatus:
+    """What became of spec.oomMitigations in one container."""
+
+    container_id: str = doc("Container id.", max_length=128)
+    pod_uid: str = doc("UID of the pod, as the node knows it.", max_length=64)
+    state: OomMitigationState = doc(
+        "Applied: its processes have the value. Pending: something comes first, tried again with the next scan. Failed:"
+        " nothing was set. NotNeeded: this kernel, or this container, needs no other value."
+    )
+    name: str | None = doc("Name of the container.", default=None, max_length=253)
+    oom_score_adj: int | None = doc("The oom_score_adj that is set.", default=None, minimum=-1000, maximum=1000)
+    kubelet_oom_score_adj: int | None = doc(
+        "The kubelet's, which it replaces, and which is put back.", default=None, minimum=-1000, maximum=1000
+    )
+    limit_bytes: int | None = doc("The memory limit that the value was computed for.", default=None)
+    processes: int | None = doc("Processes that have the value.", default=None)
+    others: int | None = doc("Processes that have one of their own, which is left.", default=None)
+    reason: str | None = doc("One word.", default=None, max_length=64)
+    message: str | None = doc("A sentence, with the kernel's own words where it refused.", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +352,7 @@ class SummaryStatus:
     growth: str | None = doc("Growth of Shmem, such as +210Mi/h.", max_length=32)
     limits: str | None = doc("The limits in a word: the worst state of all, such as Audit or InSync.", max_length=32)
     exposed: int | None = doc("Number of containers in which the kernel would kill the wrong process.")
+    mitigated: int | None = doc("Number of containers in which it would, were it not for a mitigation.", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +417,8 @@ class ReportStatus:
         max_items=256,
     )
     exposures: tuple[ExposureStatus, ...] | None = doc(
-        "Containers in which the kernel would kill the wrong process, most severe first; summary.exposed counts all.",
+        "Containers in which the kernel would kill the wrong process, most severe first, those included in which only a"
+        " mitigation prevents it; summary.exposed and summary.mitigated count all.",
         default=None,
         max_items=32,
     )
@@ -397,6 +427,11 @@ class ReportStatus:
     )
     observed_generation: int | None = doc(
         "metadata.generation of the spec that limits answers in full.", default=None, minimum=0
+    )
+    oom_mitigations: tuple[OomMitigationStatus, ...] | None = doc(
+        "Each container of the pods in spec.oomMitigations, and those whose oom_score_adj is not yet put back.",
+        default=None,
+        max_items=128,
     )
 
 

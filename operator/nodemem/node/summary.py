@@ -34,8 +34,10 @@ def summary(
     tmpfs: tuple[TmpfsStatus, ...],
     limits: tuple[LimitStatus, ...] | None,
     exposed: int | None,
+    mitigated: int | None = None,
 ) -> SummaryStatus:
-    """``tmpfs`` is largest first; ``exposed`` counts the exposures that are not listed, too."""
+    """``tmpfs`` is largest first; ``exposed`` counts the exposures that are not listed, too. Those that a mitigation
+    prevents are in ``mitigated`` instead."""
     states = {each.state for each in limits or ()}
     return SummaryStatus(
         total=quantity(memory.total_bytes),
@@ -46,6 +48,7 @@ def summary(
         growth=growth(shmem.growth_bytes_per_hour),
         limits=next((state for state in _WORST_FIRST if state in states), None),
         exposed=exposed,
+        mitigated=mitigated,
     )
 
 
