@@ -73,7 +73,11 @@ def _ours_or_none(cluster: ControlPlane) -> set[tuple[str, str]] | None:
     "values",
     [
         {},
-        {"enforcement": {"enabled": True}, "mitigation": {"enabled": True}, "controller": {"nodeConditions": True, "replicas": 1}},
+        {
+            "enforcement": {"enabled": True},
+            "mitigation": {"enabled": True},
+            "controller": {"nodeConditions": True, "replicas": 1},
+        },
         {
             "crds": {"keep": False},
             "fullnameOverride": "memory",

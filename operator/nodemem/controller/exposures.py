@@ -102,6 +102,10 @@ class Wanted:
         """What became of it; None where nothing was asked for or done."""
         return next((each for each in self.status.conditions if each.type == mitigated.MITIGATED), None)
 
+    @property
+    def mitigated(self) -> bool:
+        return self.mitigation is not None and self.mitigation.status == "True"
+
 
 @dataclass(frozen=True, slots=True)
 class Actual:

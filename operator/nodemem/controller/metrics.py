@@ -88,7 +88,7 @@ def _stale(out: Exposition, nodes: list[str]) -> None:
 
 def _exposed(out: Exposition, exposed: Iterable[Wanted]) -> None:
     worst = sorted(exposed, key=lambda each: (_SEVERITIES.index(each.status.severity), each.key))
-    out.family(f"{_PREFIX}exposures", "gauge", "Exposed pods that are flagged: all.")
+    out.family(f"{_PREFIX}exposures", "gauge", "Exposed pods that are flagged and not mitigated: all.")
     for severity in _SEVERITIES:
         count = sum(each.status.severity == severity for each in worst)
         out.sample(f"{_PREFIX}exposures", count, severity=severity)

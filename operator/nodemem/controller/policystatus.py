@@ -20,7 +20,7 @@ def status(name: str, record: OomPolicyRecord, wanted: Iterable[Wanted], now: st
     return OomPolicyStatus(
         observed_generation=record.generation,
         exposed=len(mine),
-        mitigated=sum(each.mitigation is not None and each.mitigation.status == "True" for each in mine),
+        mitigated=sum(each.mitigated for each in mine),
         conditions=tuple(
             Condition(
                 kind,
@@ -66,7 +66,7 @@ def _ready(record: OomPolicyRecord, mine: list[Wanted]) -> _Said:
 
 def _holds(each: Wanted) -> bool:
     """Nothing was asked for where no oom_score_adj is at fault."""
-    return each.mitigation is None or each.mitigation.status == "True"
+    return each.mitigation is None or each.mitigated
 
 
 def _conflict(name: str, every: list[Wanted]) -> _Said:

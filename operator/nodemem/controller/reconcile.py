@@ -257,7 +257,7 @@ class Reconciler:
             )
         )
         self.counts.stale = [name for name, silent in stale.items() if silent]
-        self.counts.exposed = list(wanted.values())
+        self.counts.exposed = [each for each in wanted.values() if not each.mitigated]
         took = time.monotonic() - started
         self._rest_until = time.monotonic() + min(REST * took, LONGEST_REST_SECONDS)
         self.counts.reconciles += 1

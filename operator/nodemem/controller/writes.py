@@ -201,7 +201,7 @@ class Writer:
         if self._options.node_conditions:
             for each in wanted:
                 where = each.status.node_name or ""
-                if each.mitigation is None or each.mitigation.status != "True":
+                if not each.mitigated:
                     exposed[where] = exposed.get(where, 0) + 1
         for name, node in self._state.nodes.items():
             if not self._options.node_conditions:
