@@ -104,10 +104,14 @@ def test_a_limit_is_a_finding_and_the_figures_in_its_sentence_are_not() -> None:
 
 def test_a_mitigation_is_a_finding_and_how_many_processes_have_it_is_not() -> None:
     one = OomMitigationStatus("a" * 64, "uid", "Applied", "app", -63, -997, processes=3)
-    before = status(oom_mitigations=(one,))
-    assert changes(status(), before)
-    assert changes(before, status(oom_mitigations=(replace(one, state="Failed"),)))
-    assert not changes(before, status(oom_mitigations=(replace(one, processes=9, others=1, message="x"),)))
+    last = Written(status(oom_mitigations=(one,)), 0.0)
+    unlike: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({"processes": 9, "others": 1, "message": "x"}, None),
+        ({"state": "Failed"}, "finding"),
+        ({"oom_score_adj": -64}, "finding"),
+    )
+    for changed, why in unlike:
+        assert why_write(last, status(oom_mitigations=(replace(one, **changed),)), 31.0, CADENCE) == why
 
 
 def test_usage_of_containers_moves_nothing() -> None:

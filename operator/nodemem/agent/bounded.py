@@ -65,11 +65,8 @@ def _shorter(plain: dict[str, Any], excess: float) -> bool:
     """A step: long sentences of limits and mitigations (none of these is ever left out: what is to be put back is in
     them) and of the lesser findings, old kills, context, exposures, at last the files in tmpfs."""
     exposures, kills, limits, mitigations = (plain.get(each, []) for each in _FINDINGS)
-    told = [each for each in mitigations[_LEAST:] if "message" in each]
-    for each in told:
-        del each["message"]  # the reason says it in a word
-    if told:
-        return True
+    if [each for each in mitigations[_LEAST:] if each.pop("message", None)]:
+        return True  # the reason says it in a word
     if _shorten(limits[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
         return True
     if len(kills) > _LEAST:

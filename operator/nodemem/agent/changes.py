@@ -187,7 +187,8 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
     for limit in status.limits or ():
         found["limit", limit.mount_point, str(limit.requested_bytes)] = _limit(limit)
     for mitigation in status.oom_mitigations or ():
-        found["mitigation", mitigation.container_id] = replace(mitigation, message=None, processes=None, others=None)
+        key = ("mitigation", mitigation.container_id, str(mitigation.oom_score_adj), "")
+        found[key] = replace(mitigation, message=None, processes=None, others=None)
     for condition in status.conditions:
         found["condition", condition.type] = (condition.status, condition.reason)
     return found

@@ -256,10 +256,8 @@ class Reconciler:
                 *self._limit_writer.writes(planned, time.monotonic()),
             )
         )
-        self.counts.stale = sum(stale.values())
-        self.counts.exposures = dict.fromkeys(("Imminent", "High", "Low"), 0)
-        for want in wanted.values():
-            self.counts.exposures[want.status.severity] += 1
+        self.counts.stale = [name for name, silent in stale.items() if silent]
+        self.counts.exposed = [each for each in wanted.values() if not each.mitigated]
         self._rest_until = time.monotonic() + min(REST * (time.thread_time() - cpu), LONGEST_REST_SECONDS)
         self.counts.reconciles += 1
         self.counts.reconcile_seconds += time.monotonic() - started
