@@ -15,7 +15,7 @@ LIMIT_BYTES = 13 * 1024
 
 _LEAST = 3
 _SHORT_MESSAGE = 160
-_FINDINGS = ("exposures", "oomKills", "limits")
+_FINDINGS = ("exposures", "oomKills", "limits", "reclaim")
 
 _SUMS = {
     "tmpfs": (("tmpfsUsedBytes", "usedBytes"),),
@@ -62,10 +62,10 @@ def _less_context(plain: dict[str, Any], excess: float) -> bool:
 
 
 def _shorter(plain: dict[str, Any], excess: float) -> bool:
-    """A step: long sentences of limits (no limit is ever left out: the original sizes are in them) and of the lesser
-    findings, old kills, context, exposures, at last the files in tmpfs."""
-    exposures, kills, limits = (plain.get(each, []) for each in _FINDINGS)
-    if _shorten(limits[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
+    """A step: long sentences of limits and reclaim (none is ever left out: what is to be undone is in them) and of the
+    lesser findings, old kills, context, exposures, at last the files in tmpfs."""
+    exposures, kills, limits, reclaim = (plain.get(each, []) for each in _FINDINGS)
+    if _shorten(limits[_LEAST:]) or _shorten(reclaim[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
         return True
     if len(kills) > _LEAST:
         del kills[max(_LEAST, _fewer(len(kills), excess)) :]

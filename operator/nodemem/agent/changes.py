@@ -13,7 +13,7 @@ Three things keep a node that never rests near the rate of an idle one, while wh
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from nodemem.node.status import Condition, LimitStatus, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, ReclaimStatus, ReportStatus
 
 MOVED_SHARE = 0.05
 MOVED_BYTES = 64 << 20
@@ -186,6 +186,8 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
         found[key] = (exposure.pod_name, exposure.reasons, exposure.severity)
     for limit in status.limits or ():
         found["limit", limit.mount_point, str(limit.requested_bytes)] = _limit(limit)
+    for clean in status.reclaim or ():
+        found["reclaim", clean.kind, clean.path or ""] = _reclaim(clean)
     for condition in status.conditions:
         found["condition", condition.type] = (condition.status, condition.reason)
     return found
@@ -194,6 +196,10 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
 def _limit(each: LimitStatus) -> LimitStatus:
     """All but the sentence, whose figures move all the time."""
     return replace(each, message=None)
+
+
+def _reclaim(each: ReclaimStatus) -> ReclaimStatus:
+    return replace(each, message=None, freeable_bytes=None)
 
 
 def with_transitions(status: ReportStatus, before: Mapping[str, Condition]) -> ReportStatus:

@@ -17,6 +17,7 @@ from nodemem.agent.kills import Kills, Seen
 from nodemem.agent.log import Log
 from nodemem.agent.pods import PodTable
 from nodemem.agent.publisher import Publisher
+from nodemem.agent.reclaim import Reclaimer
 from nodemem.agent.reports import GROUP_PATH, OwnReportTable
 from nodemem.agent.server import HealthServer
 from nodemem.agent.watch import Watch
@@ -58,7 +59,8 @@ class Agent:
         enforce: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``enforce``: tmpfs may be resized. Raises OSError when ``listen`` is taken."""
+        """``enforce``: tmpfs may be resized, and the node told to clean itself. Raises OSError when ``listen`` is
+        taken."""
         self.stop = threading.Event()
         self._host = host or Host()
         self._node_name = node_name
@@ -91,6 +93,7 @@ class Agent:
             from_cache=False,  # the sizes found by the agent before this one are in it
         )
         self._enforcer = Enforcer(self._host, self._log, enforce=enforce, clock=clock)
+        self._reclaimer = Reclaimer(self._host, self._log, enforce=enforce, clock=clock)
         self.health = HealthServer(
             listen,
             metrics=lambda open_metrics: metrics.render(self._status, self._counters, open_metrics),
@@ -194,7 +197,9 @@ class Agent:
         self._poll_kills()
         known = self._own_watch.synced.is_set()
         if known:
-            self._enforcer.run(snapshot, self._own.current, self._publisher.written_limits())
+            own, enforcer = self._own.current, self._enforcer
+            enforcer.run(snapshot, own, self._publisher.written_limits())
+            self._reclaimer.run(snapshot, own, enforcer.spec, enforcer.generation, enforcer.statuses)
         self._status = report.build(
             snapshot,
             self._history,
@@ -202,7 +207,8 @@ class Agent:
             exposures=exposures.named(self._found, names),
             oom_kills=() if self._kills is None else self._kills.last(names),
             limits=self._enforcer.statuses if known else None,
-            observed_generation=self._enforcer.observed_generation,
+            reclaim=self._reclaimer.statuses if known else None,
+            observed_generation=_earlier(self._enforcer.observed_generation, self._reclaimer.observed_generation),
         )
         self._send_events()
         # Until it is known what is on record about limits, that would be overwritten with nothing.
@@ -255,3 +261,8 @@ class Agent:
 
     def _why_not_ready(self) -> str | None:
         return "no scan yet" if self._status is None else self._why_unhealthy()
+
+
+def _earlier(one: int | None, other: int | None) -> int | None:
+    """A spec is answered when all of it is."""
+    return None if one is None or other is None else min(one, other)

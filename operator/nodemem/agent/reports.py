@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nodemem.api.convert import read
-from nodemem.node.status import Condition, LimitStatus
+from nodemem.node.status import Condition, LimitStatus, ReclaimStatus
 
 GROUP_PATH = "/apis/nodemem.io/v1alpha1/memoryreports"
 
@@ -14,7 +14,7 @@ GROUP_PATH = "/apis/nodemem.io/v1alpha1/memoryreports"
 class OwnReport:
     """``owner_uids``: of the Nodes that it names as owner. ``spec`` as it is in the cluster. ``conditions`` by type.
 
-    ``limits``: those of its status.
+    ``limits`` and ``reclaim``: those of its status.
     """
 
     uid: str
@@ -24,6 +24,7 @@ class OwnReport:
     spec: dict[str, Any]
     conditions: dict[str, Condition]
     limits: tuple[LimitStatus, ...] = ()
+    reclaim: tuple[ReclaimStatus, ...] = ()
 
 
 def parse(found: dict[str, Any]) -> Any:
@@ -44,6 +45,7 @@ def parse(found: dict[str, Any]) -> Any:
             for condition in [read(Condition, each)]
         },
         limits=tuple(read(LimitStatus, each) for each in (found.get("status") or {}).get("limits") or ()),
+        reclaim=tuple(read(ReclaimStatus, each) for each in (found.get("status") or {}).get("reclaim") or ()),
     )
 
 

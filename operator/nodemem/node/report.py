@@ -25,6 +25,7 @@ from nodemem.node.status import (
     OomKillStatus,
     OomScoreAdjRange,
     ProcessStatus,
+    ReclaimStatus,
     ReportStatus,
     ShmemObjectStatus,
     ShmemStatus,
@@ -97,6 +98,7 @@ def build(
     exposures: tuple[ExposureStatus, ...] | None = None,
     oom_kills: tuple[OomKillStatus, ...] | None = None,
     limits: tuple[LimitStatus, ...] | None = None,
+    reclaim: tuple[ReclaimStatus, ...] | None = None,
     observed_generation: int | None = None,
 ) -> ReportStatus:
     """``everything``: complete lists, every process and every shmem object (``--all``)."""
@@ -146,10 +148,13 @@ def build(
         conditions=_conditions(snapshot),
         omitted=_omitted(snapshot, largest_first[len(tmpfs) :], by_shmem[len(containers) :]),
         processes=_processes(snapshot) if everything else None,
-        summary=summary(memory, shmem, tmpfs, limits, None if exposures is None else len(exposures)),
+        summary=summary(
+            memory, shmem, tmpfs, (*(limits or ()), *(reclaim or ())), None if exposures is None else len(exposures)
+        ),
         exposures=exposures,
         oom_kills=oom_kills,
         limits=limits,
+        reclaim=reclaim or None,
         observed_generation=observed_generation,
     )
 
