@@ -14,6 +14,7 @@ MIB, GIB = 1 << 20, 1 << 30
 REPORTS = f"/apis/{API_VERSION}/memoryreports"
 POLICIES = f"/apis/{API_VERSION}/tmpfspolicies"
 Answer = Callable[[str, Object], Object | None]
+_NOTHING: tuple[int, list[Object], list[Object]] = (1, [], [])
 
 
 def tmpfs(path: str = "/run", *, size: int = 16 * GIB, used: int = GIB, scope: str = "Host", **owner: str) -> Object:
@@ -39,9 +40,18 @@ def holds(limit: Object, state: str = "InSync", message: str | None = None) -> O
     return found | ({"message": message} if message else {}) | {"policy": limit["policy"]}
 
 
+def cleans(entry: Object, state: str = "InSync", **more: Any) -> Object:
+    """What an agent says of an entry of reclaim."""
+    kind = "Journal" if "runtimeMaxUseBytes" in entry else "Tmpfiles"
+    asked = {key: entry[key] for key in ("runtimeMaxUseBytes", "path", "age") if key in entry}
+    state = "Audit" if entry["mode"] == "Audit" else state
+    return {"kind": kind, **asked, "state": state, "policy": entry["policy"], **more}
+
+
 class Agents:
-    """All agents of a cluster, in one thread. ``behave(node, limit)`` gives the status of a limit, None for silence;
-    ``seconds``: how long each takes. ``mounts``: what each node has."""
+    """All agents of a cluster, in one thread. ``behave(node, limit)`` gives the status of a limit, None for silence,
+    and ``clean`` that of an entry of reclaim; ``left``: what nodes say of reclaim besides. ``seconds``: how long each
+    takes. ``mounts``: what each node has."""
 
     def __init__(
         self, cluster: ControlPlane, names: Iterable[str], *mounts: Object, seconds: float = 0.0, **labels: str
@@ -51,6 +61,8 @@ class Agents:
         self.mounts = list(mounts) or [tmpfs()]
         self.seconds = seconds
         self.behave: Answer = lambda _name, limit: holds(limit)
+        self.clean: Answer = lambda _name, entry: cleans(entry)
+        self.left: dict[str, list[Object]] = {}
         self.away: set[str] = set()
         self.nodes = {name: add_node(cluster, name) for name in self.names}
         for name in self.names:
@@ -58,7 +70,7 @@ class Agents:
                 cluster.kubectl("label", "node", name, *(f"{key}={value}" for key, value in labels.items()))
             write_report(cluster, self.nodes[name], tmpfs=self.mounts, observedGeneration=1)
         self._seen: dict[str, tuple[int, float]] = {}
-        self._said: dict[str, tuple[int, list[Object]]] = {}
+        self._said: dict[str, tuple[int, list[Object], list[Object]]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -86,7 +98,7 @@ class Agents:
                 continue
             for each in found:
                 name, generation = each["metadata"]["name"], each["metadata"]["generation"]
-                if name not in self.nodes or name in self.away or self._said.get(name, (1, []))[0] == generation:
+                if name not in self.nodes or name in self.away or self._said.get(name, _NOTHING)[0] == generation:
                     continue
                 if self._seen.get(name, (0, 0.0))[0] != generation:
                     self._seen[name] = (generation, time.monotonic() + self.seconds)
@@ -95,11 +107,16 @@ class Agents:
 
     def _answer(self, name: str, report: Object) -> None:
         said = [self.behave(name, each) for each in limits_of(report)]
-        if None in said:
+        cleaned = [self.clean(name, each) for each in reclaim_of(report)]
+        if None in said or None in cleaned:
             return
         with self._lock:
-            former = self._said.get(name, (1, []))
-            self._said[name] = (report["metadata"]["generation"], [each for each in said if each is not None])
+            former = self._said.get(name, _NOTHING)
+            self._said[name] = (
+                report["metadata"]["generation"],
+                [each for each in said if each is not None],
+                [each for each in cleaned if each is not None],
+            )
             try:
                 self._write(name, self.mounts)
             except (ApiError, OSError):
@@ -110,16 +127,28 @@ class Agents:
         with self._lock:
             self._write(name, [each | {"usedBytes": used} for each in self.mounts], observed_at=now(ago_seconds=-1))
 
+    def says_of_reclaim(self, name: str, *said: Object) -> None:
+        """Besides what it answers, from now on."""
+        with self._lock:
+            self.left[name] = list(said)
+            self._write(name, self.mounts)
+
     def _write(self, name: str, mounts: list[Object], *, observed_at: str | None = None) -> None:
-        generation, said = self._said.get(name, (1, []))
+        generation, said, cleaned = self._said.get(name, _NOTHING)
         write_report(
             self._cluster,
             self.nodes[name],
             observed_at=observed_at,
             tmpfs=mounts,
             limits=said,
+            reclaim=cleaned + self.left.get(name, []),
             observedGeneration=generation,
         )
+
+
+def reclaim_of(report: Object) -> list[Object]:
+    found: Object = report.get("spec", {}).get("reclaim", {})
+    return [*([found["journal"]] if "journal" in found else []), *found.get("tmpfiles", [])]
 
 
 def limits_of(report: Object) -> list[Object]:

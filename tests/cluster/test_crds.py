@@ -43,6 +43,11 @@ def limits(*entries: Object) -> Object:
     return resource("MemoryReport", "n1", spec={"tmpfsLimits": [good | each for each in entries]})
 
 
+def reclaim(*paths: str, **journal: Any) -> Object:
+    ages = [{"path": path, "age": "7d", "mode": "Enforce"} for path in paths]
+    return resource("MemoryReport", "n1", spec={"reclaim": {"tmpfiles": ages, "journal": {"mode": "Audit"} | journal}})
+
+
 def oom(**spec: Any) -> Object:
     return resource("OomPolicy", "p", spec=spec)
 
@@ -337,6 +342,21 @@ BAD: list[tuple[Object, str, str]] = [
         "write a directory inside a mount point, such as /run/foo: ageing all of /run would delete sockets and locks in"
         " use",
     ),
+    *(
+        (
+            tmpfiles(path=path),
+            "spec.reclaim.tmpfiles[0].path",
+            "write a directory's name, such as /run/foo or /run/foo-*",
+        )
+        for path in ("/run/*", "/run/?*")
+    ),
+    (reclaim(runtimeMaxUseBytes=1), "spec.reclaim.journal.runtimeMaxUseBytes", "write at least 16777216, 16 MiB"),
+    (
+        reclaim("/run/a", "/run/b", "/run/a", runtimeMaxUseBytes=1 << 30),
+        "spec.reclaim.tmpfiles",
+        "write each path once: two ages for the same one contradict each other",
+    ),
+    (reclaim("/run/a\nD /", runtimeMaxUseBytes=1 << 30), "spec.reclaim.tmpfiles[0].path", TMPFILES),
     (tmpfiles(path="run/foo"), "spec.reclaim.tmpfiles[0].path", "write an absolute path, such as /run/foo"),
     (
         tmpfiles(path="/run/../etc/x"),

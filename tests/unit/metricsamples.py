@@ -9,7 +9,7 @@ from nodemem.api.types import OomExposureStatus
 from nodemem.controller import metrics as controller_metrics
 from nodemem.controller.exposures import Wanted
 from nodemem.controller.metrics import Counts, Figures
-from nodemem.node.status import LimitStatus, Omitted, ReportStatus
+from nodemem.node.status import LimitStatus, Omitted, ReclaimStatus, ReportStatus
 from promlab import families
 from unit.agent_statuses import GIB, MIB, container, exposure, status, tmpfs
 
@@ -29,6 +29,7 @@ def full_status() -> ReportStatus:
         containers=(container(1, 3 * MIB),),
         exposures=(exposure(1, "Imminent"),),
         limits=(limit(1, "Failed", "Unlimited"), limit(2)),
+        reclaim=(ReclaimStatus("Journal", None, GIB, None, "Refused", "NoSystemd", policy="cap"),),
         omitted=Omitted(3, 4, 5 * MIB, 6 * MIB, 7 * MIB),
     )
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nodemem.agent.bounded import AIM_BYTES, LIMIT_BYTES, bounded, encoded_bytes
 from nodemem.api.convert import wire
-from nodemem.node.status import LimitStatus, Omitted, OomMitigationStatus
+from nodemem.node.status import LimitStatus, Omitted, OomMitigationStatus, ReclaimStatus
 from unit.agent_statuses import GIB, MIB, container, exposure, kill, status, tmpfs
 
 
@@ -67,6 +67,19 @@ def test_no_mitigation_is_left_out_since_the_kubelets_values_are_in_them() -> No
     assert "message" not in plain["oomMitigations"][-1]
     assert plain["oomMitigations"][-1]["reason"] == "KernelRefused"
     assert len(plain["tmpfs"]) >= 3
+
+
+def test_nothing_of_reclaim_is_left_out_but_the_ends_of_sentences() -> None:
+    said = "On the way to it is a symlink. " * 20
+    reclaim = tuple(
+        ReclaimStatus("Tmpfiles", f"/run/app-{each}/logs", None, "7d", "Refused", "Symlink", said, "cap")
+        for each in range(32)
+    )
+    context = {"tmpfs": tuple(tmpfs(each, files=5) for each in range(20))}
+    plain = bounded(status(**context, reclaim=reclaim))
+    assert len(plain["reclaim"]) == 32
+    assert len(plain["reclaim"][-1]["message"]) == 160
+    assert encoded_bytes(plain) <= LIMIT_BYTES
 
 
 def test_kills_of_the_past_don_t_take_the_room_of_what_is_now() -> None:

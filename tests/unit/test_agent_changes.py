@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodemem.agent.changes import OUT_OF_TURN, Cadence, Written, changes, why_write, with_transitions, written
-from nodemem.node.status import Condition, LimitStatus, Omitted, OomMitigationStatus, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, Omitted, OomMitigationStatus, ReclaimStatus, ReportStatus
 from unit.agent_statuses import GIB, MIB, container, exposure, kill, memory, status, tmpfs
 
 CADENCE = Cadence()
@@ -244,3 +244,11 @@ def test_conditions_keep_the_time_of_their_last_transition() -> None:
     other = with_transitions(status(conditions=(at("2026-01-02T00:00:00Z", "False"),)), before)
     assert same.conditions[0].last_transition_time == "2026-01-01T00:00:00Z"
     assert other.conditions[0].last_transition_time == "2026-01-02T00:00:00Z"
+
+
+def test_what_became_of_reclaim_is_told_at_once_and_what_it_would_free_is_not() -> None:
+    said = ReclaimStatus("Journal", None, 512 * MIB, None, "Audit", message="1Gi", freeable_bytes=GIB)
+    other = replace(said, message="2Gi", freeable_bytes=2 * GIB)
+    refused = replace(said, state="Refused", reason="NoSystemd")
+    made = writes((60.0 * step, status(reclaim=(each,))) for step, each in enumerate((said, other, refused)))
+    assert made == [(0.0, "new"), (120.0, "finding")]

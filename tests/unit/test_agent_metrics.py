@@ -12,7 +12,7 @@ from nodemem.agent.metrics import EXPOSURES_LISTED, LIMITS_LISTED, Counters
 from nodemem.agent.metrics import render as rendered
 from nodemem.agent.server import HealthServer, parse_address
 from nodemem.api.exposition import Exposition
-from nodemem.node.status import OomMitigationStatus, ReportStatus
+from nodemem.node.status import LimitStatus, OomMitigationStatus, ReclaimStatus, ReportStatus
 from promlab import families, parsed, promtool
 from unit.agent_statuses import GIB, MIB, container, exposure, status, tmpfs
 from unit.metricsamples import agent_counters, full_status, limit
@@ -211,3 +211,13 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 def test_what_is_no_address_gets_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="expected ADDRESS:PORT"):
         parse_address(text)
+
+
+def test_limits_and_reclaim_are_counted_by_their_states() -> None:
+    limit = LimitStatus("/run", GIB, GIB, None, "Deferred")
+    clean = ReclaimStatus("Journal", None, GIB, None, "Refused")
+    found = parsed(render(status(limits=(limit,), reclaim=(clean,)), agent_counters()))
+    assert found['nodemem_tmpfs_limits{state="Deferred"}'] == 1
+    assert found['nodemem_tmpfs_limits{state="Failed"}'] == 0
+    assert found['nodemem_reclaim{state="Refused"}'] == 1
+    assert found['nodemem_reclaim{state="Failed"}'] == 0

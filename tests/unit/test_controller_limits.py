@@ -19,7 +19,7 @@ from nodemem.controller.queue import Write
 from nodemem.controller.records import FINALIZER
 from nodemem.controller.state import Options, State
 from nodemem.node.status import Condition
-from nodemem.policy import rollout
+from nodemem.policy import entries, rollout
 from unit.policy_cases import GiB, MiB, limit
 
 Object = dict[str, Any]
@@ -96,6 +96,34 @@ def test_report_record_has_limits_answers_and_mounts() -> None:
         16 * GiB,
         GiB,
     )
+
+
+def test_report_record_has_reclaim_its_answers_and_what_they_would_free() -> None:
+    body = report(generation=2, spec=[told()], limits=[holds()], observedGeneration=2)
+    body["spec"]["reclaim"] = {
+        "journal": {"runtimeMaxUseBytes": GiB, "mode": "Audit", "policy": "a"},
+        "tmpfiles": [{"path": "/run/foo", "age": "7d", "mode": "Audit", "policy": "a"}],
+    }
+    body["status"]["reclaim"] = [
+        {"kind": "Journal", "runtimeMaxUseBytes": GiB, "state": "Audit", "policy": "a", "freeableBytes": 3},
+        {"kind": "Tmpfiles", "path": "/run/foo", "age": "7d", "state": "Audit", "policy": "a", "freeableBytes": 4},
+        {"kind": "Tmpfiles", "path": "/run/bar", "age": "7d", "state": "InSync", "policy": "b", "freeableBytes": 5},
+    ]
+    found = records.report(body).tmpfs
+    assert [entries.name_of(each) for each in found.limits] == ["/run", "journal", "tmpfiles /run/foo"]
+    assert len(found.statuses) == 4
+    assert found.freeable == {"a": 7}
+    later = {**body, "status": {**body["status"], "reclaim": [{**body["status"]["reclaim"][0], "freeableBytes": 9}]}}
+    body["status"]["reclaim"] = body["status"]["reclaim"][:1]
+    meanings = [records.report(each).tmpfs.meaning(records.SCOPES) for each in (later, body)]
+    assert meanings[0] == meanings[1], "figures move all the time"
+
+
+@pytest.mark.parametrize("reclaim", ["much", {"journal": {}}, {"tmpfiles": [{"path": "/run/foo"}]}])
+def test_reclaim_that_makes_no_sense_in_a_spec_is_passed_over(reclaim: Any) -> None:
+    body = report(spec=[told()])
+    body["spec"]["reclaim"] = reclaim
+    assert records.report(body).tmpfs.limits == (limit(),)
 
 
 def test_a_report_without_a_list_of_tmpfs_is_not_one_that_has_none() -> None:

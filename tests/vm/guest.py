@@ -1,7 +1,8 @@
 """The first process of a guest: mounts what nodemem reads, runs the scenarios, sends their results, powers off.
 
-Runs in the guest alone, as /init. Results go out by the second serial port, one JSON object a line; the first serial
-port is the kernel's console. Each scenario is a child of its own, so that one that dies or hangs costs only itself.
+Runs in the guest alone, as /init; where systemd is the first process, as a service of it, and systemd mounts. Results
+go out by the second serial port, one JSON object a line; the first serial port is the kernel's console. Each scenario
+is a child of its own, so that one that dies or hangs costs only itself.
 """
 
 import ctypes
@@ -27,18 +28,15 @@ _RB_AUTOBOOT = 0x01234567
 
 def main() -> NoReturn:
     try:
-        mount("proc", "/proc", "proc")
-        mount("sysfs", "/sys", "sysfs")
-        mount("devtmpfs", "/dev", "devtmpfs")
-        os.makedirs("/dev/shm", exist_ok=True)
-        mount("tmpfs", "/dev/shm", "tmpfs", "size=80%")
-        mount("tmpfs", "/run", "tmpfs")
-        mount("tmpfs", "/tmp", "tmpfs")
+        alone = os.getpid() == 1
+        if alone:
+            mount_all()
         with open(JOB) as text:
             job = json.load(text)
         results = os.open(RESULTS, os.O_WRONLY | os.O_NOCTTY)
         make_raw(results)
-        mount_cgroups(job["cgroup"])
+        if alone:
+            mount_cgroups(job["cgroup"])
         if job["swap"]:
             for name in job["modules"]:
                 insert_module(f"/modules/{name}")
@@ -105,6 +103,16 @@ def reap_orphans() -> None:
                 return
         except ChildProcessError:
             return
+
+
+def mount_all() -> None:
+    mount("proc", "/proc", "proc")
+    mount("sysfs", "/sys", "sysfs")
+    mount("devtmpfs", "/dev", "devtmpfs")
+    os.makedirs("/dev/shm", exist_ok=True)
+    mount("tmpfs", "/dev/shm", "tmpfs", "size=80%")
+    mount("tmpfs", "/run", "tmpfs")
+    mount("tmpfs", "/tmp", "tmpfs")
 
 
 def mount(source: str, target: str, fstype: str, options: str = "") -> None:

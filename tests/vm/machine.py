@@ -42,16 +42,20 @@ class ScenarioError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What to boot. Sizes as QEMU writes them ("512M"); ``append`` goes to the kernel's command line."""
+    """What to boot. Sizes as QEMU writes them ("512M"); ``append`` goes to the kernel's command line.
+
+    ``systemd``: systemd is the first process, with journald, and the scenarios run in a service of it; its cgroups are
+    v2."""
 
     kernel: str
     cgroup: Literal["v1", "v2", "hybrid"] = "v2"
     memory: str = "768M"
     swap: str | None = None
     append: str = ""
+    systemd: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kernel}-{self.cgroup}{'-swap' if self.swap else ''}"
+        return f"{self.kernel}-{self.cgroup}{'-swap' if self.swap else ''}{'-systemd' if self.systemd else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def run(machine: Machine, scenarios: Sequence[Scenario], *, timeout: float = 600
     with tempfile.TemporaryDirectory(prefix="nodemem-vm-") as scratch:
         directory = Path(scratch)
         initrd = directory / "initrd"
-        initrd.write_bytes(_userland_archive() + _job_archive(machine, kernel, scenarios))
+        initrd.write_bytes(_userland_archive(machine) + _job_archive(machine, kernel, scenarios))
         command = [
             *(emulator, "-accel", "tcg", "-machine", "pc", "-cpu", _CPU, "-smp", "1", "-m", machine.memory),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -128,15 +132,16 @@ def run(machine: Machine, scenarios: Sequence[Scenario], *, timeout: float = 600
 
 def _command_line(machine: Machine) -> str:
     # swapaccount: 5.10 leaves memory.memsw.* out without it; later kernels need it no more and say so.
+    first = "/lib/systemd/systemd systemd.unit=scenarios.target" if machine.systemd else "/init"
     return (
         "console=ttyS0 loglevel=4 panic=-1 nokaslr mitigations=off random.trust_cpu=on "
-        f"cgroup_enable=memory swapaccount=1 log_buf_len=4M rdinit=/init {machine.append}"
+        f"cgroup_enable=memory swapaccount=1 log_buf_len=4M rdinit={first} {machine.append}"
     ).strip()
 
 
-def _userland_archive() -> bytes:
+def _userland_archive(machine: Machine) -> bytes:
     """Kept beside the userland in the cache: building it takes longer than reading it."""
-    top = packages.userland()
+    top = packages.userland(systemd=machine.systemd)
     kept = top.parent / f"{top.name}.cpio"
     if not kept.exists():
         scratch = kept.with_suffix(f".{time.monotonic_ns()}")
@@ -175,8 +180,20 @@ def _job_archive(machine: Machine, kernel: packages.Kernel, scenarios: Sequence[
             initramfs.file("job.json", json.dumps(job).encode()),
             *initramfs.tree(code),
             *(initramfs.file(f"modules/{path.name}", path.read_bytes()) for path in kernel.modules),
+            *(_systemd_entries() if machine.systemd else ()),
         ]
     return initramfs.archive(entries)
+
+
+def _systemd_entries() -> list[bytes]:
+    """What a Debian installation would have made for systemd, as far as it needs it, and the units of the test."""
+    return [
+        *initramfs.tree(_HERE / "systemd"),
+        initramfs.file("etc/machine-id", b"0123456789abcdef0123456789abcdef\n"),
+        initramfs.file("etc/os-release", b"ID=debian\nPRETTY_NAME=Debian\n"),
+        initramfs.file("etc/passwd", b"root:x:0:0:root:/:/bin/false\n"),
+        initramfs.file("etc/group", b"root:x:0:\nsystemd-journal:x:101:\n"),
+    ]
 
 
 def _code(top: Path, target: str) -> list[tuple[Path, str]]:

@@ -30,6 +30,37 @@ USERLAND_PACKAGES = (
     "python3.11-minimal",
     "zlib1g",
 )
+SYSTEMD_PACKAGES = (
+    "libacl1",
+    "libapparmor1",
+    "libaudit1",
+    "libblkid1",
+    "libcap-ng0",
+    "libcap2",
+    "libcrypt1",
+    "libfdisk1",
+    "libgcc-s1",
+    "libgcrypt20",
+    "libgpg-error0",
+    "libip4tc2",
+    "libkmod2",
+    "liblz4-1",
+    "liblzma5",
+    "libmount1",
+    "libpam0g",
+    "libpcre2-8-0",
+    "libseccomp2",
+    "libselinux1",
+    "libssl3",
+    "libsystemd-shared",
+    "libsystemd0",
+    "libuuid1",
+    "libzstd1",
+    "mount",
+    "systemd",
+)
+"""systemd, journald and their programs, with the libraries that these are linked to; nothing that they only may use."""
+
 GUEST_PYTHON = "/usr/bin/python3.11"
 # The cloud flavour: the same memory management as the others in a third of the size.
 KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
@@ -76,12 +107,14 @@ def kernel(suite: str, *, refresh: bool = False) -> Kernel:
         )
 
 
-def userland(*, refresh: bool = False) -> Path:
-    """A directory with Python and the libraries that it needs, byte-compiled. Raises FetchError."""
+def userland(*, systemd: bool = False, refresh: bool = False) -> Path:
+    """A directory with Python and the libraries that it needs, byte-compiled; with systemd, too, if that is asked for.
+    Raises FetchError."""
     with _cache_lock() as cache:
-        manifest = cache / "userland.json"
+        name = "systemd" if systemd else "userland"
+        manifest = cache / f"{name}.json"
         if refresh or not manifest.exists():
-            _fetch_userland(cache, manifest)
+            _fetch_userland(cache, manifest, name, USERLAND_PACKAGES + (SYSTEMD_PACKAGES if systemd else ()))
         return cache / str(json.loads(manifest.read_text())["directory"])
 
 
@@ -134,12 +167,12 @@ def _modules_in_order(tree: Path, wanted: Sequence[str]) -> list[tuple[str, byte
     return [(f"{name}.ko", data) for name, data in ordered.items()]
 
 
-def _fetch_userland(cache: Path, manifest: Path) -> None:
+def _fetch_userland(cache: Path, manifest: Path, name: str, wanted: Sequence[str]) -> None:
     apt = _Apt(cache, USERLAND_SUITE)
-    versions = {name: apt.version(name) for name in USERLAND_PACKAGES}
-    with apt.unpacked(USERLAND_PACKAGES) as root:
-        directory = _new_directory(cache, f"userland-{versions['python3.11-minimal']}")
-        for part in ("lib", "lib64", "usr/lib", "usr/bin"):
+    versions = {package: apt.version(package) for package in wanted}
+    with apt.unpacked(wanted) as root:
+        directory = _new_directory(cache, f"{name}-{versions.get('systemd') or versions['python3.11-minimal']}")
+        for part in ("bin", "sbin", "etc", "lib", "lib64", "usr/lib", "usr/bin"):
             if (root / part).exists():
                 shutil.copytree(root / part, directory / part, symlinks=True, dirs_exist_ok=True)
     for junk in ("usr/lib/x86_64-linux-gnu/gconv", "usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data"):

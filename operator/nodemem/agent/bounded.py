@@ -15,7 +15,7 @@ LIMIT_BYTES = 13 * 1024
 
 _LEAST = 3
 _SHORT_MESSAGE = 160
-_FINDINGS = ("exposures", "oomKills", "limits", "oomMitigations")
+_FINDINGS = ("exposures", "oomKills", "limits", "oomMitigations", "reclaim")
 
 _SUMS = {
     "tmpfs": (("tmpfsUsedBytes", "usedBytes"),),
@@ -62,12 +62,12 @@ def _less_context(plain: dict[str, Any], excess: float) -> bool:
 
 
 def _shorter(plain: dict[str, Any], excess: float) -> bool:
-    """A step: long sentences of limits and mitigations (none of these is ever left out: what is to be put back is in
+    """A step: long sentences of limits, mitigations and reclaim (none of these is left out: what is to be undone is in
     them) and of the lesser findings, old kills, context, exposures, at last the files in tmpfs."""
-    exposures, kills, limits, mitigations = (plain.get(each, []) for each in _FINDINGS)
+    exposures, kills, limits, mitigations, reclaim = (plain.get(each, []) for each in _FINDINGS)
     if [each for each in mitigations[_LEAST:] if each.pop("message", None)]:
         return True  # the reason says it in a word
-    if _shorten(limits[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
+    if _shorten(limits[_LEAST:]) or _shorten(reclaim[_LEAST:]) or _shorten([*exposures[_LEAST:], *kills[1:]]):
         return True
     if len(kills) > _LEAST:
         del kills[max(_LEAST, _fewer(len(kills), excess)) :]

@@ -13,7 +13,7 @@ Three things keep a node that never rests near the rate of an idle one, while wh
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from nodemem.node.status import Condition, LimitStatus, ReportStatus
+from nodemem.node.status import Condition, LimitStatus, ReclaimStatus, ReportStatus
 
 MOVED_SHARE = 0.05
 MOVED_BYTES = 64 << 20
@@ -189,6 +189,8 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
     for mitigation in status.oom_mitigations or ():
         key = ("mitigation", mitigation.container_id, str(mitigation.oom_score_adj), "")
         found[key] = replace(mitigation, message=None, processes=None, others=None)
+    for clean in status.reclaim or ():
+        found["reclaim", clean.kind, clean.path or ""] = _reclaim(clean)
     for condition in status.conditions:
         found["condition", condition.type] = (condition.status, condition.reason)
     return found
@@ -197,6 +199,10 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
 def _limit(each: LimitStatus) -> LimitStatus:
     """All but the sentence, whose figures move all the time."""
     return replace(each, message=None)
+
+
+def _reclaim(each: ReclaimStatus) -> ReclaimStatus:
+    return replace(each, message=None, freeable_bytes=None)
 
 
 def with_transitions(status: ReportStatus, before: Mapping[str, Condition]) -> ReportStatus:

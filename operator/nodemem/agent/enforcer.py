@@ -48,7 +48,7 @@ class Enforcer:
         self._clock = clock
         self._statuses: dict[str, LimitStatus] = {}
         self._found_in_cluster: tuple[LimitStatus, ...] | None = None
-        self._limits: tuple[TmpfsLimit, ...] | None = None
+        self._spec: MemoryReportSpec | None = None
         self._uid: str | None = None
         self._emptied_at: float | None = None
         self._generation: int | None = None
@@ -67,6 +67,16 @@ class Enforcer:
         """Of the last spec that was acted on in full."""
         return self._answered
 
+    @property
+    def spec(self) -> MemoryReportSpec | None:
+        """The last one known; None: none is yet."""
+        return self._spec
+
+    @property
+    def generation(self) -> int | None:
+        """Of ``spec``."""
+        return self._generation
+
     def run(self, snapshot: Snapshot, own: OwnReport | None, written: tuple[LimitStatus, ...] | None) -> None:
         """``own``: this node's report, once it has been asked for; None: there is none. ``written``: the limits of the
         status that is in the cluster, see ``Publisher.written_limits``. Sizes that it changes are new in ``snapshot``,
@@ -74,7 +84,7 @@ class Enforcer:
         self._learn(own)
         if snapshot.host_namespace is not None and snapshot.host_namespace not in snapshot.mounts.pids:
             return  # what is mounted on the host was not read: nothing can be said
-        limits = self._limits or ()
+        limits = () if self._spec is None else self._spec.tmpfs_limits
         if not limits and not self._statuses:
             self._answered = self._generation
             return
@@ -109,18 +119,19 @@ class Enforcer:
             self._found_in_cluster = own.limits
             self._statuses = {each.mount_point: each for each in own.limits}
         try:
-            limits = read(MemoryReportSpec, own.spec).tmpfs_limits
+            spec = read(MemoryReportSpec, own.spec)
         except (ValueError, TypeError, AttributeError) as error:
             self._log.problem("limits", f"the report's spec can't be read: {error}")
             return
         self._log.well("limits")
-        if self._uid is not None and own.uid != self._uid and own.generation == 1 and self._limits and not limits:
+        made_anew = self._uid is not None and own.uid != self._uid and own.generation == 1
+        if made_anew and spec == MemoryReportSpec() != self._spec:
             if self._emptied_at is None:
                 self._emptied_at = self._clock()
             if self._clock() - self._emptied_at < RECREATED_SECONDS:
                 return
         self._emptied_at = None
-        self._uid, self._generation, self._limits = own.uid, own.generation, limits
+        self._uid, self._generation, self._spec = own.uid, own.generation, spec
 
     def _decide(
         self, snapshot: Snapshot, limits: tuple[TmpfsLimit, ...], published: Iterable[LimitStatus], now: float

@@ -18,6 +18,7 @@ from nodemem.agent.log import Log
 from nodemem.agent.mitigator import Mitigator
 from nodemem.agent.pods import PodTable
 from nodemem.agent.publisher import Publisher
+from nodemem.agent.reclaim import Reclaimer
 from nodemem.agent.reports import GROUP_PATH, OwnReportTable
 from nodemem.agent.server import HealthServer
 from nodemem.agent.watch import Watch
@@ -59,8 +60,8 @@ class Agent:
         mitigate: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``enforce``: tmpfs may be resized. ``mitigate``: oom_score_adj may be set. Raises OSError when ``listen`` is
-        taken."""
+        """``enforce``: tmpfs may be resized, and the node told to clean itself. ``mitigate``: oom_score_adj may be set.
+        Raises OSError when ``listen`` is taken."""
         self.stop = threading.Event()
         self._host = host or Host()
         self._node_name = node_name
@@ -94,6 +95,7 @@ class Agent:
         )
         self._enforcer = Enforcer(self._host, self._log, enforce=enforce, clock=clock)
         self._mitigator = Mitigator(self._host, self._log, mitigate=mitigate, clock=clock)
+        self._reclaimer = Reclaimer(self._host, self._log, enforce=enforce, clock=clock)
         self.health = HealthServer(
             listen,
             metrics=lambda open_metrics: metrics.render(self._status, self._counters, open_metrics),
@@ -196,7 +198,9 @@ class Agent:
         self._poll_kills()
         known = self._own_watch.synced.is_set()
         if known:
-            self._enforcer.run(snapshot, self._own.current, self._publisher.written_limits())
+            own, enforcer = self._own.current, self._enforcer
+            enforcer.run(snapshot, own, self._publisher.written_limits())
+            self._reclaimer.run(snapshot, own, enforcer.spec, enforcer.generation, enforcer.statuses)
         self._mitigate(snapshot, known=known, full=full)
         self._status = report.build(
             snapshot,
@@ -206,7 +210,8 @@ class Agent:
             oom_mitigations=self._mitigator.statuses if known else None,
             oom_kills=() if self._kills is None else self._kills.last(names),
             limits=self._enforcer.statuses if known else None,
-            observed_generation=self._enforcer.observed_generation,
+            reclaim=self._reclaimer.statuses if known else None,
+            observed_generation=_earlier(self._enforcer.observed_generation, self._reclaimer.observed_generation),
         )
         self._send_events()
         # Until it is known what is on record about limits, that would be overwritten with nothing.
@@ -271,3 +276,8 @@ class Agent:
 
     def _why_not_ready(self) -> str | None:
         return "no scan yet" if self._status is None else self._why_unhealthy()
+
+
+def _earlier(one: int | None, other: int | None) -> int | None:
+    """A spec is answered when all of it is."""
+    return None if one is None or other is None else min(one, other)

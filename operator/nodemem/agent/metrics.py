@@ -12,7 +12,7 @@ from typing import get_args
 
 from nodemem import __version__
 from nodemem.api.exposition import Exposition, process
-from nodemem.node.status import ContainerStatus, LimitState, ReportStatus, Severity, TmpfsStatus
+from nodemem.node.status import ContainerStatus, LimitState, ReclaimState, ReportStatus, Severity, TmpfsStatus
 
 EXPOSURES_LISTED = 32
 LIMITS_LISTED = 40
@@ -167,6 +167,10 @@ def _limits(out: Exposition, status: ReportStatus) -> None:
             mount_point=each.mount_point,
             policy=each.policy,
         )
+    out.family("nodemem_reclaim", "gauge", "What this node is to clean itself, by what became of it.")
+    reclaimed = Counter(each.state for each in status.reclaim or ())
+    for state in get_args(ReclaimState):
+        out.sample("nodemem_reclaim", reclaimed[state], state=state)
 
 
 def _containers(out: Exposition, status: ReportStatus) -> None:

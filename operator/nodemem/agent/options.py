@@ -18,7 +18,7 @@ _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 @dataclass(frozen=True, slots=True)
 class Options:
     """``kubeconfig`` None: in a pod. ``refresh_seconds`` is never more than ``scan_seconds``. ``enforce``: tmpfs may be
-    resized. ``mitigate``: oom_score_adj may be set."""
+    resized, and the node told to clean itself. ``mitigate``: oom_score_adj may be set."""
 
     node_name: str
     kubeconfig: str | None

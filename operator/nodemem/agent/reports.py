@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nodemem.api.convert import read
-from nodemem.node.status import Condition, LimitStatus, OomMitigationStatus
+from nodemem.node.status import Condition, LimitStatus, OomMitigationStatus, ReclaimStatus
 
 GROUP_PATH = "/apis/nodemem.io/v1alpha1/memoryreports"
 
@@ -14,7 +14,7 @@ GROUP_PATH = "/apis/nodemem.io/v1alpha1/memoryreports"
 class OwnReport:
     """``owner_uids``: of the Nodes that it names as owner. ``spec`` as it is in the cluster. ``conditions`` by type.
 
-    ``limits`` and ``mitigations``: those of its status.
+    ``limits``, ``mitigations`` and ``reclaim``: those of its status.
     """
 
     uid: str
@@ -25,6 +25,7 @@ class OwnReport:
     conditions: dict[str, Condition]
     limits: tuple[LimitStatus, ...] = ()
     mitigations: tuple[OomMitigationStatus, ...] = ()
+    reclaim: tuple[ReclaimStatus, ...] = ()
 
 
 def parse(found: dict[str, Any]) -> Any:
@@ -48,6 +49,7 @@ def parse(found: dict[str, Any]) -> Any:
         mitigations=tuple(
             read(OomMitigationStatus, each) for each in (found.get("status") or {}).get("oomMitigations") or ()
         ),
+        reclaim=tuple(read(ReclaimStatus, each) for each in (found.get("status") or {}).get("reclaim") or ()),
     )
 
 

@@ -20,6 +20,11 @@ spec:
     mode: Enforce
     headroomPercent: 10
     policy: cap-run
+  reclaim:
+    journal:
+      runtimeMaxUseBytes: 536870912
+      mode: Enforce
+      policy: cap-run
 """,
     "TmpfsPolicy": f"""\
 apiVersion: {GROUP}/{VERSION}

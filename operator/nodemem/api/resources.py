@@ -58,7 +58,8 @@ MEMORY_REPORT = Resource(
     "memrep",
     False,
     "Where a node's memory went, by its agent; named after the Node and owned by it. spec holds the tmpfs limits that"
-    " the node must hold, from the TmpfsPolicies, and the pods to mitigate, from the OomPolicies.",
+    " the node must hold and what it is to clean, from the TmpfsPolicies, and the pods to mitigate, from the"
+    " OomPolicies.",
     types.MemoryReportSpec,
     ReportStatus,
     (
@@ -68,7 +69,7 @@ MEMORY_REPORT = Resource(
         Column("Hidden", ".status.summary.hidden", "Memory in use that is in no process's RSS."),
         Column("Top-Tmpfs", ".status.summary.topTmpfs", "The fullest tmpfs, with used and size."),
         Column("Growth", ".status.summary.growth", "Growth of Shmem."),
-        Column("Limits", ".status.summary.limits", "Worst state of the tmpfs limits."),
+        Column("Limits", ".status.summary.limits", "Worst state of the tmpfs limits and of reclaim."),
         Column("Exposed", ".status.summary.exposed", "Containers whose OOM would kill the wrong process.", "integer"),
         _AGE,
         Column("Observed", ".status.observedAt", "Time since the figures were taken.", "date", True),

@@ -22,6 +22,8 @@ LARGEST_LIMIT_BYTES = 1 << 50
 MOST_MITIGATIONS = 64
 """Pods of one node that can be mitigated."""
 
+SMALLEST_JOURNAL_BYTES = 16 << 20
+
 _PERCENT = "^(100|[1-9][0-9]?)%$"
 
 
@@ -207,6 +209,31 @@ class Rollout:
     max_failures: int = doc("Failed nodes at which the rollout stops.", default=1, minimum=1, maximum=10000)
 
 
+_TMPFILES_PATH_RULES = (
+    *_clean_path("/run/foo"),
+    Rule(
+        "!self.startsWith('/') || self.matches('^/[^/]+/.')",
+        "write a directory inside a mount point, such as /run/foo: ageing all of /run would delete sockets and"
+        " locks in use",
+    ),
+    Rule(
+        "!self.matches('^/[^/]+/[*?]+$')",
+        "write a directory's name, such as /run/foo or /run/foo-*: a star alone means every directory there, also those"
+        " of systemd and of the container runtime",
+    ),
+    Rule(
+        "self.matches('^[A-Za-z0-9/._@:+*?-]*$')",
+        "write letters, digits and . _ @ : + - * ? only: the path becomes part of a line of tmpfiles.d",
+    ),
+)
+_AGE_RULES = (
+    Rule(
+        "self.matches('^([1-9][0-9]{0,5}(min|m|h|d|w))+$')",
+        "write a time span of minutes or more, such as 30min, 12h or 7d: a shorter one would delete files in use",
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class JournalReclaim:
     runtime_max_use: int | str = doc(
@@ -214,7 +241,7 @@ class JournalReclaim:
         max_length=32,
         rules=(
             Rule(
-                "type(self) == int ? self >= 16777216 && self <= 1125899906842624 : "
+                f"type(self) == int ? self >= {SMALLEST_JOURNAL_BYTES} && self <= {LARGEST_LIMIT_BYTES} : "
                 "isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && "
                 "quantity(self).compareTo(quantity('1Pi')) <= 0",
                 "write a quantity of at least 16Mi, such as 512Mi: journald keeps whole files of several MiB",
@@ -226,41 +253,30 @@ class JournalReclaim:
 @dataclass(frozen=True, slots=True)
 class TmpfilesReclaim:
     path: str = doc(
-        "Directory, or a glob for several, whose old files systemd-tmpfiles deletes.",
+        "Directory, or a glob for several, whose old files systemd-tmpfiles deletes. It has to be in a tmpfs of the"
+        " node.",
         max_length=256,
-        rules=(
-            *_clean_path("/run/foo"),
-            Rule(
-                "!self.startsWith('/') || self.matches('^/[^/]+/.')",
-                "write a directory inside a mount point, such as /run/foo: ageing all of /run would delete sockets and"
-                " locks in use",
-            ),
-            Rule(
-                "self.matches('^[A-Za-z0-9/._@:+*?-]*$')",
-                "write letters, digits and . _ @ : + - * ? only: the path becomes part of a line of tmpfiles.d",
-            ),
-        ),
+        rules=_TMPFILES_PATH_RULES,
     )
     age: str = doc(
         "Files not used for so long are deleted: a time span as in tmpfiles.d, such as 7d or 1d12h.",
         max_length=32,
-        rules=(
-            Rule(
-                "self.matches('^([1-9][0-9]{0,5}(min|m|h|d|w))+$')",
-                "write a time span of minutes or more, such as 30min, 12h or 7d: a shorter one would delete files in"
-                " use",
-            ),
-        ),
+        rules=_AGE_RULES,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
     journal: JournalReclaim | None = doc(
-        "Limit systemd-journald's volatile journal, by a drop-in and a vacuum.", default=None
+        "Limit systemd-journald's volatile journal, by a drop-in in /run that it is restarted with; it trims what is"
+        " over itself.",
+        default=None,
     )
     tmpfiles: tuple[TmpfilesReclaim, ...] = doc(
-        "Let systemd-tmpfiles delete old files, by a drop-in; the deleting is the host's own.", default=(), max_items=16
+        "Let systemd-tmpfiles delete old files, by a drop-in in /run: whenever the node cleans, and at once while a"
+        " Host tmpfs that they are in holds too much for its limit. The deleting is the node's own.",
+        default=(),
+        max_items=16,
     )
 
 
@@ -295,7 +311,8 @@ class TmpfsPolicySpec:
         maximum=1000000,
     )
     reclaim: Reclaim | None = doc(
-        "What may be cleaned when a Host tmpfs is over its limit. Not acted on by this version: nothing is cleaned.",
+        "What the node itself may clean so that its tmpfs stay within their limits; undone when the policy goes, with"
+        " onDelete Keep, too.",
         default=None,
     )
     RULES: ClassVar[tuple[Rule, ...]] = (
@@ -315,12 +332,15 @@ class NodeCounts:
     pending: int = doc("Nodes whose turn has not come, or that have not answered yet.", default=0)
     deferred: int = doc("Nodes on which too much is in use.", default=0)
     failed: int = doc("Nodes on which a limit failed or is contested.", default=0)
+    refused: int = doc(
+        "Nodes on which reclaim has nothing to work with, such as systemd; limits hold there.", default=0
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class NodeProblem:
     node_name: str = doc("The node.", max_length=253)
-    state: str = doc("Deferred, Failed, Contested or Stale.", max_length=32)
+    state: str = doc("Deferred, Failed, Contested, Refused or Stale.", max_length=32)
     message: str = doc("The agent's words.", max_length=512)
 
 
@@ -367,6 +387,40 @@ class OomMitigation:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalLimit:
+    runtime_max_use_bytes: int = doc(
+        "RuntimeMaxUse of systemd-journald.",
+        rules=(Rule(f"self >= {SMALLEST_JOURNAL_BYTES}", f"write at least {SMALLEST_JOURNAL_BYTES}, 16 MiB"),),
+    )
+    mode: LimitMode = doc("Audit reports what would be done; Enforce does it.", default="Audit")
+    policy: str | None = doc("The TmpfsPolicy it comes from.", default=None, max_length=253)
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfilesAge:
+    path: str = doc("Directory, or a glob for several.", max_length=256, rules=_TMPFILES_PATH_RULES)
+    age: str = doc("Files not used for so long are deleted.", max_length=32, rules=_AGE_RULES)
+    mode: LimitMode = doc("Audit reports what would be done; Enforce does it.", default="Audit")
+    policy: str | None = doc("The TmpfsPolicy it comes from.", default=None, max_length=253)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReclaim:
+    journal: JournalLimit | None = doc("What systemd-journald's volatile journal may use.", default=None)
+    tmpfiles: tuple[TmpfilesAge, ...] = doc(
+        "Where systemd-tmpfiles deletes old files.",
+        default=(),
+        max_items=32,
+        rules=(
+            Rule(
+                "self.all(a, self.exists_one(b, a.path == b.path))",
+                "write each path once: two ages for the same one contradict each other",
+            ),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryReportSpec:
     tmpfs_limits: tuple[TmpfsLimit, ...] = doc(
         "The limits that this node must hold; written by the controller, from the TmpfsPolicies.",
@@ -378,6 +432,9 @@ class MemoryReportSpec:
                 "write each mountPoint once: two limits for the same one contradict each other",
             ),
         ),
+    )
+    reclaim: NodeReclaim | None = doc(
+        "What the node itself is to clean; written by the controller, from the TmpfsPolicies.", default=None
     )
     oom_mitigations: tuple[OomMitigation, ...] | None = doc(
         "Pods whose processes this node gives the oom_score_adj that makes its kernel choose right, which it computes"

@@ -18,6 +18,7 @@ from nodemem.controller.exposures import PodKey
 from nodemem.controller.records import NodeRecord, ReportRecord, TmpfsPolicyRecord, TmpfsRecord
 from nodemem.controller.state import State
 from nodemem.policy import limits, rollout
+from nodemem.policy.entries import Entry, name_answered, name_of
 from nodemem.policy.limits import Limiter, NodeLimits, Policy
 from nodemem.policy.rollout import NodeState, Pace, Progress
 from nodemem.policy.selectors import selects_all
@@ -45,7 +46,7 @@ class _Resolved(NamedTuple):
 
     report: TmpfsRecord | None
     node: NodeRecord
-    held: tuple[TmpfsLimit, ...]
+    held: tuple[Entry, ...]
     pods: Mapping[str, limits.Pod | None]
     answer: NodeLimits
 
@@ -140,7 +141,7 @@ class Planner:
     def _anything_held(self) -> bool:
         return any(each.tmpfs.limits or each.tmpfs.statuses for each in self._state.reports.values())
 
-    def _current(self, name: str, report: ReportRecord) -> tuple[TmpfsLimit, ...]:
+    def _current(self, name: str, report: ReportRecord) -> tuple[Entry, ...]:
         sent = self.sent.get(name)
         return report.tmpfs.limits if sent is None else sent.limits
 
@@ -149,7 +150,7 @@ class Planner:
         name: str,
         report: ReportRecord | None,
         node: NodeRecord,
-        held: tuple[TmpfsLimit, ...],
+        held: tuple[Entry, ...],
         pods: Mapping[str, limits.Pod | None],
     ) -> NodeLimits:
         tmpfs = None if report is None else report.tmpfs
@@ -164,16 +165,15 @@ class Planner:
             return former.answer
         described = _node(name, report, node)
         if tmpfs is not None:
-            unmounted = {each.mount_point for each in tmpfs.statuses if each.reason == NOT_MOUNTED}
-            described = replace(
-                described, pods=pods, held=tuple(each for each in held if each.mount_point not in unmounted)
-            )
+            unmounted = {name_answered(each) for each in tmpfs.statuses if each.reason == NOT_MOUNTED}
+            mounted = tuple(each for each in held if isinstance(each, TmpfsLimit) and each.mount_point not in unmounted)
+            described = replace(described, pods=pods, held=mounted, freeable=tmpfs.freeable)
         answer = self._limiter.limits(described)
         self._resolved[name] = _Resolved(tmpfs, node, held, pods, answer)
         return answer
 
     def _node_state(
-        self, name: str, tmpfs: TmpfsRecord, held: tuple[TmpfsLimit, ...], answer: NodeLimits, *, stale: bool
+        self, name: str, tmpfs: TmpfsRecord, held: tuple[Entry, ...], answer: NodeLimits, *, stale: bool
     ) -> NodeState:
         sent = self.sent.get(name)
         generation, touched = self._touched.get(name, (-1, None))
@@ -186,7 +186,7 @@ class Planner:
         return NodeState(
             name=name,
             current=held,
-            wanted=self._with_refused(held, answer.limits),
+            wanted=self._with_refused(held, answer),
             statuses=tmpfs.statuses,
             answered=answered,
             stale=stale,
@@ -195,14 +195,15 @@ class Planner:
             selected=answer.selected,
         )
 
-    def _with_refused(
-        self, held: tuple[TmpfsLimit, ...], wanted: tuple[TmpfsLimit, ...] | None
-    ) -> tuple[TmpfsLimit, ...] | None:
+    def _with_refused(self, held: tuple[Entry, ...], answer: NodeLimits) -> tuple[Entry, ...] | None:
         """A policy that makes no sense any more keeps what it has, until it is corrected or deleted."""
-        if not self._refused or wanted is None:
+        if answer.limits is None:
+            return None
+        wanted = (*answer.limits, *answer.reclaimed.entries)
+        if not self._refused:
             return wanted
-        kept = {each.mount_point: each for each in held if each.policy in self._refused}
-        return (*(each for each in wanted if each.mount_point not in kept), *kept.values()) if kept else wanted
+        kept = {name_of(each): each for each in held if each.policy in self._refused}
+        return (*(each for each in wanted if name_of(each) not in kept), *kept.values()) if kept else wanted
 
 
 def unguarded(policies: Mapping[str, Policy], table: Mapping[str, TmpfsPolicyRecord], finalizer: str) -> set[str]:
@@ -214,8 +215,8 @@ def unguarded(policies: Mapping[str, Policy], table: Mapping[str, TmpfsPolicyRec
     }
 
 
-def enforces(write: rollout.Write, former: Iterable[TmpfsLimit], policies: set[str]) -> bool:
-    """Whether a write gives a node an enforced limit of one of these policies."""
+def enforces(write: rollout.Write, former: Iterable[Entry], policies: set[str]) -> bool:
+    """Whether a write gives a node an enforced entry of one of these policies."""
     known = set(former)
     return any(each.policy in policies and each.mode == "Enforce" and each not in known for each in write.limits)
 

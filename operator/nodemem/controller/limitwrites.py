@@ -12,7 +12,7 @@ from typing import Any
 
 from nodemem.api import resources
 from nodemem.api.convert import wire
-from nodemem.api.types import MemoryReportSpec, TmpfsPolicyStatus
+from nodemem.api.types import TmpfsPolicyStatus
 from nodemem.controller.client import Api, ApiError, NotHeld
 from nodemem.controller.limits import Planned, Planner, enforces, unguarded
 from nodemem.controller.queue import Write
@@ -20,7 +20,7 @@ from nodemem.controller.records import FINALIZER, TmpfsPolicyRecord
 from nodemem.controller.state import PATHS, State
 from nodemem.node.status import API_VERSION
 from nodemem.node.units import timestamp
-from nodemem.policy import rollout, status
+from nodemem.policy import entries, rollout, status
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class LimitWriter:
             "apiVersion": API_VERSION,
             "kind": resources.MEMORY_REPORT.kind,
             "metadata": {"name": write.node, "uid": record.uid},
-            "spec": wire(MemoryReportSpec(write.limits)),
+            "spec": wire(entries.spec(write.limits)),
         }
         self._planner.sent[write.node] = write
         self._running.add(write.node)

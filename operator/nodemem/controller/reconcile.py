@@ -279,6 +279,7 @@ class Reconciler:
                 "pending": sum(map(len, (each.in_flight, each.waiting, each.silent, each.stale))),
                 "deferred": len(each.deferred),
                 "failed": len(each.failed),
+                "refused": len(each.refused),
             }
             for name, each in planned.progress.items()
             if name in self.state.tmpfs_policies

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from nodemem.api.convert import read
 from nodemem.api.types import (
+    NodeReclaim,
     OomMitigation,
     OomPolicySpec,
     OomPolicyStatus,
@@ -20,8 +21,9 @@ from nodemem.api.types import (
     TmpfsPolicySpec,
     TmpfsPolicyStatus,
 )
-from nodemem.node.status import ExposureStatus, LimitStatus, OomMitigationStatus
+from nodemem.node.status import ExposureStatus, LimitStatus, OomMitigationStatus, ReclaimStatus
 from nodemem.node.units import parse_size
+from nodemem.policy.entries import Answer, Entry, name_answered, reclaiming
 from nodemem.policy.limits import Mount
 
 Kind = Literal["reports", "nodes", "oom_policies", "tmpfs_policies"]
@@ -69,21 +71,23 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class TmpfsRecord:
-    """What a report says of tmpfs and their limits.
+    """What a report says of tmpfs, their limits, and reclaim: the entries of its spec, and what the agent answers.
 
     ``mounts`` None: the agent has not said. Their ``size_bytes`` is that found, where a limit has changed it.
     ``complete``: none was left out. ``pods``: namespace and name of the pods among their owners, by UID.
-    ``answered``: the generation of the spec that ``statuses`` are about.
+    ``answered``: the generation of the spec that ``statuses`` are about. ``freeable``: what reclaim would free, by
+    policy.
     """
 
     generation: int = 0
     answered: int = 0
-    limits: tuple[TmpfsLimit, ...] = ()
-    statuses: tuple[LimitStatus, ...] = ()
+    limits: tuple[Entry, ...] = ()
+    statuses: tuple[Answer, ...] = ()
     mounts: tuple[Mount, ...] | None = None
     complete: bool = False
     pods: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     page_size_bytes: int = 4096
+    freeable: Mapping[str, int] = field(default_factory=dict)
 
     def meaning(self, scopes: Collection[str]) -> tuple[object, ...]:
         """What decides on limits of mounts of these scopes; a heartbeat leaves it as it was."""
@@ -91,7 +95,7 @@ class TmpfsRecord:
             self.generation,
             self.answered,
             self.limits,
-            {(each.mount_point, each.state, each.requested_bytes, each.policy, each.reason) for each in self.statuses},
+            {(name_answered(each), each.state, _asked(each), each.policy, each.reason) for each in self.statuses},
             None
             if self.mounts is None
             else {(each.mount_point, each.size_bytes, each.pod_uid) for each in self.mounts if each.scope in scopes},
@@ -298,6 +302,11 @@ def quantity_bytes(value: Any) -> int | None:
 
 def _tmpfs(body: Mapping[str, Any], status: Mapping[str, Any], complete: Mark | None) -> TmpfsRecord:
     statuses = tuple(_each(LimitStatus, status.get("limits")))
+    cleaning = tuple(_each(ReclaimStatus, status.get("reclaim")))
+    freeable: dict[str, int] = {}
+    for said in cleaning:
+        if said.policy and said.state == "Audit" and said.freeable_bytes:
+            freeable[said.policy] = freeable.get(said.policy, 0) + said.freeable_bytes
     listed = status.get("tmpfs")
     mounts: list[Mount] | None = None
     pods: dict[str, tuple[str, str]] = {}
@@ -320,13 +329,20 @@ def _tmpfs(body: Mapping[str, Any], status: Mapping[str, Any], complete: Mark | 
     return TmpfsRecord(
         generation=_integer(_mapping(body.get("metadata")).get("generation")) or 0,
         answered=_integer(status.get("observedGeneration")) or 0,
-        limits=tuple(_limits(_mapping(body.get("spec")).get("tmpfsLimits"))),
-        statuses=statuses,
+        limits=(*_limits(_mapping(body.get("spec")).get("tmpfsLimits")), *_reclaim(_mapping(body.get("spec")))),
+        statuses=(*statuses, *cleaning),
         mounts=None if mounts is None else tuple(mounts),
         complete=not omitted and (complete is None or complete.status == "True"),
         pods=pods,
         page_size_bytes=_integer(_mapping(status.get("kernel")).get("pageSizeBytes")) or 4096,
+        freeable=freeable,
     )
+
+
+def _asked(answer: Answer) -> object:
+    if isinstance(answer, LimitStatus):
+        return answer.requested_bytes
+    return answer.runtime_max_use_bytes if answer.kind == "Journal" else answer.age
 
 
 def _limits(value: Any) -> list[TmpfsLimit]:
@@ -343,6 +359,14 @@ def _limits(value: Any) -> list[TmpfsLimit]:
 def _limit(items: tuple[tuple[str, Any], ...]) -> TmpfsLimit:
     """Thousands of nodes have the same."""
     return read(TmpfsLimit, dict(items))
+
+
+def _reclaim(spec: Mapping[str, Any]) -> tuple[Entry, ...]:
+    try:
+        return reclaiming(read(NodeReclaim, spec["reclaim"])) if spec.get("reclaim") else ()
+    except (ValueError, TypeError, AttributeError) as error:
+        _log.warning("the reclaim of a MemoryReport is passed over: %s", error)
+        return ()
 
 
 def _each(cls: type[T], value: Any) -> list[T]:

@@ -26,6 +26,7 @@ from nodemem.node.status import (
     OomMitigationStatus,
     OomScoreAdjRange,
     ProcessStatus,
+    ReclaimStatus,
     ReportStatus,
     ShmemObjectStatus,
     ShmemStatus,
@@ -98,6 +99,7 @@ def build(
     exposures: tuple[ExposureStatus, ...] | None = None,
     oom_kills: tuple[OomKillStatus, ...] | None = None,
     limits: tuple[LimitStatus, ...] | None = None,
+    reclaim: tuple[ReclaimStatus, ...] | None = None,
     observed_generation: int | None = None,
     oom_mitigations: tuple[OomMitigationStatus, ...] | None = None,
 ) -> ReportStatus:
@@ -148,10 +150,11 @@ def build(
         conditions=_conditions(snapshot),
         omitted=_omitted(snapshot, largest_first[len(tmpfs) :], by_shmem[len(containers) :]),
         processes=_processes(snapshot) if everything else None,
-        summary=summary(memory, shmem, tmpfs, limits, *_exposed(exposures)),
+        summary=summary(memory, shmem, tmpfs, (*(limits or ()), *(reclaim or ())), *_exposed(exposures)),
         exposures=exposures,
         oom_kills=oom_kills,
         limits=limits,
+        reclaim=reclaim or None,
         observed_generation=observed_generation,
         oom_mitigations=oom_mitigations,
     )

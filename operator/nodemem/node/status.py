@@ -13,6 +13,7 @@ API_VERSION = "nodemem.io/v1alpha1"
 
 Scope = Literal["Host", "EmptyDir", "SharedMemory"]
 LimitState = Literal["InSync", "Audit", "Deferred", "Failed", "Contested"]
+ReclaimState = Literal["InSync", "Audit", "Refused", "Failed"]
 OnDelete = Literal["Restore", "Keep"]
 ExposureReason = Literal["ClampedBadness", "Unkillable", "SkewedAdj", "TmpfsHeld"]
 Severity = Literal["Imminent", "High", "Low"]
@@ -341,6 +342,28 @@ class LimitStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReclaimStatus:
+    """What became of one entry of spec.reclaim."""
+
+    kind: Literal["Journal", "Tmpfiles"] = doc("Journal: systemd-journald's limit. Tmpfiles: an age for old files.")
+    path: str | None = doc("Of Tmpfiles: the path, as in spec.reclaim.tmpfiles.", max_length=256)
+    runtime_max_use_bytes: int | None = doc("Of Journal: the limit asked for.")
+    age: str | None = doc("Of Tmpfiles: the age asked for.", max_length=32)
+    state: ReclaimState = doc(
+        "InSync: the node does it. Audit: nothing was changed, the message says what would be. Refused: it can't be"
+        " done on this node, as it is. Failed: it was tried."
+    )
+    reason: str | None = doc("One word.", default=None, max_length=64)
+    message: str | None = doc(
+        "A sentence, with the words of the kernel or of systemd where they refused.", default=None, max_length=1024
+    )
+    policy: str | None = doc("The TmpfsPolicy it comes from.", default=None, max_length=253)
+    freeable_bytes: int | None = doc("What cleaning would free now, about; absent where it is not known.", default=None)
+    freed_bytes: int | None = doc("What the last cleaning freed, about.", default=None)
+    cleaned_at: str | None = doc("When it was last had cleaned.", default=None, time=True)
+
+
+@dataclass(frozen=True, slots=True)
 class SummaryStatus:
     """The columns of ``kubectl get memoryreports``, formatted: a printer column can't format bytes."""
 
@@ -350,7 +373,9 @@ class SummaryStatus:
     hidden: str | None = doc("Memory in use that is in no process's RSS, such as 18.2Gi.", max_length=32)
     top_tmpfs: str | None = doc("The fullest tmpfs: mount point, used, size, such as /run 15.1Gi/16Gi.", max_length=128)
     growth: str | None = doc("Growth of Shmem, such as +210Mi/h.", max_length=32)
-    limits: str | None = doc("The limits in a word: the worst state of all, such as Audit or InSync.", max_length=32)
+    limits: str | None = doc(
+        "Limits and reclaim in a word: the worst state of all, such as Audit or InSync.", max_length=32
+    )
     exposed: int | None = doc("Number of containers in which the kernel would kill the wrong process.")
     mitigated: int | None = doc("Number of containers in which it would, were it not for a mitigation.", default=None)
 
@@ -426,7 +451,10 @@ class ReportStatus:
         "The last kills of the OOM killer on this node, newest first.", default=None, max_items=16
     )
     observed_generation: int | None = doc(
-        "metadata.generation of the spec that limits answers in full.", default=None, minimum=0
+        "metadata.generation of the spec that limits and reclaim answer in full.", default=None, minimum=0
+    )
+    reclaim: tuple[ReclaimStatus, ...] | None = doc(
+        "Each entry of spec.reclaim, and those taken back that are not yet undone.", default=None, max_items=64
     )
     oom_mitigations: tuple[OomMitigationStatus, ...] | None = doc(
         "Each container of the pods in spec.oomMitigations, and those whose oom_score_adj is not yet put back.",

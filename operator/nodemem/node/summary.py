@@ -1,10 +1,17 @@
 """``status.summary``: the columns of ``kubectl get memoryreports``, as narrow as they can be read."""
 
-from nodemem.node.status import LimitStatus, MemoryStatus, ShmemStatus, SummaryStatus, TmpfsStatus
+from nodemem.node.status import (
+    LimitStatus,
+    MemoryStatus,
+    ReclaimStatus,
+    ShmemStatus,
+    SummaryStatus,
+    TmpfsStatus,
+)
 
 _UNITS = ("B", "Ki", "Mi", "Gi", "Ti", "Pi")
 _QUIET_BYTES_PER_HOUR = 1 << 20
-_WORST_FIRST = ("Failed", "Contested", "Deferred", "Audit", "InSync")
+_WORST_FIRST = ("Failed", "Contested", "Deferred", "Refused", "Audit", "InSync")
 
 
 def quantity(size_bytes: float | None) -> str | None:
@@ -32,13 +39,13 @@ def summary(
     memory: MemoryStatus,
     shmem: ShmemStatus,
     tmpfs: tuple[TmpfsStatus, ...],
-    limits: tuple[LimitStatus, ...] | None,
+    limits: tuple[LimitStatus | ReclaimStatus, ...],
     exposed: int | None,
     mitigated: int | None = None,
 ) -> SummaryStatus:
-    """``tmpfs`` is largest first; ``exposed`` counts the exposures that are not listed, too. Those that a mitigation
-    prevents are in ``mitigated`` instead."""
-    states = {each.state for each in limits or ()}
+    """``tmpfs`` is largest first; ``limits``: what became of them, and of reclaim; ``exposed`` counts the exposures
+    that are not listed, too. Those that a mitigation prevents are in ``mitigated`` instead."""
+    states = {each.state for each in limits}
     return SummaryStatus(
         total=quantity(memory.total_bytes),
         shmem=quantity(memory.shmem_bytes),

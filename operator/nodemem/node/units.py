@@ -7,6 +7,8 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _QUANTITY = re.compile(r"([+-]?)([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+)|([a-zA-Z%]*))")
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_AGE = re.compile(r"([1-9][0-9]{0,5})(min|m|h|d|w)")
+_AGE_SECONDS = {"min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST_QUANTITY = 64
 _LARGEST_SIZE = (1 << 63) - 1  # of a Kubernetes quantity, too
 
@@ -42,6 +44,17 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{minutes} min" if minutes else f"{secs} s"
+
+
+def parse_age(text: str) -> int:
+    """Seconds of a time span of tmpfiles.d, in minutes or more: ``1d12h``, where ``m`` is minutes, too. Raises
+    ValueError with a sentence."""
+    seconds, end = 0, 0
+    while match := _AGE.match(text, end):
+        seconds, end = seconds + int(match[1]) * _AGE_SECONDS[match[2]], match.end()
+    if not end or end < len(text):
+        raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not an age: write a time span such as 30min, 12h or 7d")
+    return seconds
 
 
 def growth(bytes_per_hour: float | None) -> str:

@@ -1,6 +1,9 @@
 """What Enforce would do, in sentences: the answer to "and if I turn it on?"."""
 
 from nodemem.node.summary import quantity
+from nodemem.policy import reclaim
+from nodemem.policy.entries import name_of
+from nodemem.policy.limits import Policy
 from nodemem.policy.tally import Effect, Tally
 from nodemem.policy.words import count
 
@@ -11,6 +14,24 @@ def sentences(tally: Tally) -> list[str]:
     said = [sentence for place, effect in effects for sentence in _of_place(place, effect)]
     for policy, mounts in sorted(tally.overruled.items(), key=lambda each: (-each[1], each[0])):
         said.append(f"{policy} would come before it on {count(mounts, 'mount')}.")
+    return said
+
+
+def cleaning(policy: Policy, tally: Tally) -> list[str]:
+    """What the nodes clean themselves, or would; enforced it is said as it is."""
+    would = policy.spec.mode == "Audit"
+    said = []
+    for claim in reclaim.claims(policy.name, policy.spec):
+        of = tally.cleaning.get(name_of(claim.entry))
+        if of is None:
+            continue
+        if of.nodes:
+            said.append(f"{reclaim.sentence(claim.entry, would=would)} on {count(of.nodes, 'node')}.")
+        for other, nodes in sorted(of.overruled.items()):
+            verb = "would come" if would else "comes"
+            said.append(f"For {reclaim.subject(claim.entry)} {other} {verb} before it on {count(nodes, 'node')}.")
+    if tally.freeable_bytes and would:
+        said.append(f"About {quantity(tally.freeable_bytes)} would be freed by that now.")
     return said
 
 

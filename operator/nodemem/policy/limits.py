@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 from nodemem.api.types import Adjust, LimitMode, TmpfsLimit, TmpfsPolicySpec, TmpfsRule
 from nodemem.node.status import OnDelete, Scope
 from nodemem.node.units import parse_size
-from nodemem.policy import globs
+from nodemem.policy import globs, reclaim
 from nodemem.policy.selectors import keys, selects, selects_all
 from nodemem.policy.sizes import LARGEST_LIMIT_BYTES as LARGEST_LIMIT_BYTES
 from nodemem.policy.sizes import target_bytes as target_bytes
@@ -78,6 +78,7 @@ class Node:
     ``mounts`` None: its agent has not said. ``complete``: these are all the tmpfs there are; a report lists only the
     largest. ``pods``: by uid; None for one that is gone, absent where it has not been looked up (``pods_needed``).
     ``held``: spec.tmpfsLimits now, without those of which the agent says that they are mounted no more.
+    ``freeable``: what its agent says that reclaim would free, by policy.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Node:
     page_size_bytes: int = 4096
     complete: bool = True
     held: tuple[TmpfsLimit, ...] = ()
+    freeable: Mapping[str, int] = field(default_factory=dict)
 
 
 class Sized(NamedTuple):
@@ -138,7 +140,7 @@ class NodeLimits:
     ``limits``, sorted by mount point, each at most once: what spec.tmpfsLimits is to become; None where nothing is
     known of the node's mounts: leave it as it is. ``gone``: mount points in ``held`` that are no more. ``undecided``:
     mounts whose pod has to be looked up first; what they hold, they keep. ``left_out``: limits beyond what a report
-    takes.
+    takes. ``reclaimed``: what spec.reclaim is to become, whether the mounts are known or not.
     """
 
     node: str
@@ -148,6 +150,8 @@ class NodeLimits:
     gone: frozenset[str] = frozenset()
     undecided: int = 0
     left_out: int = 0
+    reclaimed: reclaim.Reclaimed = reclaim.Reclaimed()
+    freeable: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Rule(NamedTuple):
@@ -182,6 +186,9 @@ class Limiter:
     def __init__(self, policies: Iterable[Policy]) -> None:
         self._policies = tuple(sorted(policies, key=lambda each: each.name))
         self._rules = {each.name: () if each.deleting else _rules(each) for each in self._policies}
+        self._claims = {
+            each.name: () if each.deleting else reclaim.claims(each.name, each.spec) for each in self._policies
+        }
         self._node_keys = keys(each.spec.node_selector for each in self._policies)
         self._groups: dict[tuple[str | None, ...], _Group] = {}
         self._same: dict[tuple[str, ...], _Group] = {}
@@ -192,7 +199,10 @@ class Limiter:
         if found is None:
             chosen = tuple(each for each in self._policies if selects(each.spec.node_selector, labels))
             names = tuple(each.name for each in chosen)
-            found = self._same.setdefault(names, _Group(names, [self._rules[name] for name in names]))
+            if names not in self._same:
+                claims = [claim for name in names for claim in self._claims[name]]
+                self._same[names] = _Group(names, [self._rules[name] for name in names], reclaim.resolve(claims))
+            found = self._same[names]
             self._groups[signature] = found
         return found
 
@@ -208,7 +218,7 @@ class Limiter:
     def limits(self, node: Node) -> NodeLimits:
         group = self.group(node.labels)
         if node.mounts is None:
-            return NodeLimits(node.name, group.names, None)
+            return NodeLimits(node.name, group.names, None, reclaimed=group.reclaimed)
         return _limits(group, node)
 
 
@@ -218,6 +228,7 @@ def check(policy: Policy) -> None:
         parse_size(each.size, whole_bytes=1 << 30)
         if each.largest is not None:
             parse_size(each.largest, whole_bytes=1 << 30)
+    reclaim.claims(policy.name, policy.spec)
 
 
 def _rules(policy: Policy) -> _Rules:
@@ -252,8 +263,9 @@ class _Chosen:
 class _Group:
     """The rules of all policies that select the same nodes, with the answers they gave before."""
 
-    def __init__(self, names: tuple[str, ...], rules: Iterable[_Rules]) -> None:
+    def __init__(self, names: tuple[str, ...], rules: Iterable[_Rules], reclaimed: reclaim.Reclaimed) -> None:
         self.names = names
+        self.reclaimed = reclaimed
         of_all = [rule for each in rules for rule in each]
         self.by_scope: dict[str, _Rules] = {
             scope: tuple(rule for rule in of_all if rule.rule.scope == scope)
@@ -354,7 +366,17 @@ def _limits(group: _Group, node: Node) -> NodeLimits:
     resolved.sort(key=lambda each: each[0].mount_point)
     limits, left_out = _bounded(group, resolved, kept, held)
     gone = frozenset(each.mount_point for each in unseen) if node.complete else frozenset[str]()
-    return NodeLimits(node.name, group.names, limits, tuple(resolved), gone, undecided, left_out)
+    return NodeLimits(
+        node.name,
+        group.names,
+        limits,
+        tuple(resolved),
+        gone,
+        undecided,
+        left_out,
+        group.reclaimed,
+        node.freeable,
+    )
 
 
 def _of_mount(group: _Group, node: Node, mount: Mount) -> Resolution | None:

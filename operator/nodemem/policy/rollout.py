@@ -1,5 +1,7 @@
 """Which nodes may be told of their new limits now.
 
+What is told here of limits is true of reclaim, too: it is in the same spec, and a node's turn is for both.
+
 Level-triggered: the plan follows from what the nodes' reports say, spec and status, and from nothing remembered, so a
 controller that died resumes where it was. A policy is *in flight* on a node whose report has a limit of it that the
 agent has not answered yet, or one taken back that it has not restored yet. The rules, for each policy by itself:
@@ -8,6 +10,7 @@ agent has not answered yet, or one taken back that it has not restored yet. The 
 - At most ``maxConcurrent`` nodes are in flight; the next ones follow in the order of their names. A node that is in
   flight may be given a newer limit: it has its turn already.
 - InSync ends a node's turn, and so does Deferred: it may last for weeks, and the agent goes on by itself when it fits.
+  So does Refused, which says that nothing was tried: it stops nothing.
 - Failed or Contested nodes, ``maxFailures`` of them, stop it: no node is given a limit any more. A failure counts only
   while the limit that failed is still wanted, so an edit of that limit resumes, like a recovery or a higher
   maxFailures.
@@ -24,11 +27,11 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from nodemem.api.types import LimitMode, Rollout, TmpfsLimit
-from nodemem.node.status import LimitStatus
+from nodemem.policy.entries import Answer, Entry, answers, name_answered, name_of
 from nodemem.policy.limits import MOST_LIMITS
 from nodemem.policy.words import some
 
-Standing = Literal["InSync", "Audit", "Deferred", "Failed", "Contested", "InFlight", "Waiting"]
+Standing = Literal["InSync", "Audit", "Deferred", "Refused", "Failed", "Contested", "InFlight", "Waiting"]
 HELD_ELSEWHERE = "HeldElsewhere"
 """The agent's reason where the tmpfs has another mount point, of which a limit speaks: it is restored with that one."""
 UNKNOWN_POLICY = Rollout()
@@ -49,17 +52,17 @@ class Pace:
 class NodeState:
     """One node's report.
 
-    ``current``: spec.tmpfsLimits as of the last write or event, whichever is newer. ``wanted`` None: not known, leave
-    it. ``gone``: mount points that are no more. ``answered``: the status is about this very spec (its
+    ``current``: the entries of its spec as of the last write or event, whichever is newer. ``wanted`` None: not known,
+    leave it. ``gone``: mount points that are no more. ``answered``: the status is about this very spec (its
     observedGeneration). ``touched``: the policies whose limits the writes changed that are not answered yet, as
     ``Write.touched`` told; None where that is not known (after a restart): then any of them. ``selected``: the policies
     that the node is selected by.
     """
 
     name: str
-    current: tuple[TmpfsLimit, ...]
-    wanted: tuple[TmpfsLimit, ...] | None
-    statuses: tuple[LimitStatus, ...] = ()
+    current: tuple[Entry, ...]
+    wanted: tuple[Entry, ...] | None
+    statuses: tuple[Answer, ...] = ()
     answered: bool = True
     stale: bool = False
     gone: frozenset[str] = frozenset()
@@ -68,16 +71,17 @@ class NodeState:
 
 
 class Write(NamedTuple):
-    """``limits`` is to be the whole of spec.tmpfsLimits. ``touched`` goes into ``NodeState`` until it is answered."""
+    """``limits`` is to be the whole of the spec (``entries.spec``). ``touched`` goes into ``NodeState`` until it is
+    answered."""
 
     node: str
-    limits: tuple[TmpfsLimit, ...]
+    limits: tuple[Entry, ...]
     touched: frozenset[str] | None
 
 
 class Problem(NamedTuple):
     node: str
-    state: Literal["Failed", "Contested", "Stale", "Deferred"]
+    state: Literal["Failed", "Contested", "Stale", "Refused", "Deferred"]
     message: str
 
 
@@ -93,6 +97,7 @@ class Progress:
     in_sync: list[str] = field(default_factory=list)
     audit: list[str] = field(default_factory=list)
     deferred: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     in_flight: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
@@ -146,8 +151,8 @@ class _Change(NamedTuple):
     """``policy`` paces it; None: it changes nothing on the node. ``withdraws``: it only takes a limit back;
     ``successor``: which it does only where the policy that has the mount next is stopped."""
 
-    mount_point: str
-    new: TmpfsLimit | None
+    name: str
+    new: Entry | None
     policy: str | None
     withdraws: bool = False
     successor: str | None = None
@@ -169,7 +174,9 @@ class _Part:
             self.standing, self.message = standing, message or ""
 
 
-_WORST_FIRST: tuple[Standing, ...] = ("InFlight", "Failed", "Contested", "Waiting", "Deferred", "Audit", "InSync")
+_WORST_FIRST: tuple[Standing, ...] = (
+    *("InFlight", "Failed", "Contested", "Waiting", "Deferred", "Refused", "Audit", "InSync"),
+)
 _NOBODY = ""
 """Stands for the policy of a limit that names none."""
 
@@ -184,47 +191,47 @@ class _View:
         self._policies = policies
         self.parts: dict[str, _Part] = {}
         self.changes: list[_Change] = []
-        current = {each.mount_point: each for each in state.current}
-        statuses = {each.mount_point: each for each in state.statuses}
+        current = {name_of(each): each for each in state.current}
+        statuses = {name_answered(each): each for each in state.statuses}
         if state.wanted is None:
-            wanted = {mount_point: each for mount_point, each in current.items() if self._lives(each)}
+            wanted = {called: each for called, each in current.items() if self._lives(each)}
         else:
-            wanted = {each.mount_point: each for each in state.wanted}
-        for mount_point, limit in current.items():
-            part = self.part(limit.policy or _NOBODY)
+            wanted = {name_of(each): each for each in state.wanted}
+        for called, entry in current.items():
+            part = self.part(entry.policy or _NOBODY)
             part.holds = True
-            if mount_point not in state.gone:
-                self._stand(part, limit, statuses.get(mount_point), limit == wanted.get(mount_point))
-        for mount_point, status in statuses.items():
-            if mount_point not in current and mount_point not in state.gone and status.state != "Audit":
+            if called not in state.gone:
+                self._stand(part, entry, statuses.get(called), entry == wanted.get(called))
+        for called, status in statuses.items():
+            if called not in current and called not in state.gone and status.state != "Audit":
                 self._restoring(self.part(status.policy or _NOBODY), status)
         if not state.answered:
-            for name in state.selected if state.touched is None else state.touched:
-                part = self.part(name)
+            for policy in state.selected if state.touched is None else state.touched:
+                part = self.part(policy)
                 part.rank("InFlight")
                 part.holds = part.holds or not state.stale
         if current != wanted:
-            for mount_point in sorted(current.keys() | wanted.keys()):
-                old, new = current.get(mount_point), wanted.get(mount_point)
+            for called in sorted(current.keys() | wanted.keys()):
+                old, new = current.get(called), wanted.get(called)
                 if old != new:
-                    self._change(old, new, mount_point)
+                    self._change(old, new, called)
 
-    def part(self, name: str) -> _Part:
-        found = self.parts.get(name)
+    def part(self, policy: str) -> _Part:
+        found = self.parts.get(policy)
         if found is None:
-            found = self.parts[name] = _Part()
+            found = self.parts[policy] = _Part()
         return found
 
-    def unanswered(self, name: str) -> bool:
-        return not self.state.answered and (self.state.touched is None or name in self.state.touched)
+    def unanswered(self, policy: str) -> bool:
+        return not self.state.answered and (self.state.touched is None or policy in self.state.touched)
 
-    def _lives(self, limit: TmpfsLimit) -> bool:
-        pace = self._policies.get(limit.policy or _NOBODY)
+    def _lives(self, entry: Entry) -> bool:
+        pace = self._policies.get(entry.policy or _NOBODY)
         return pace is not None and not pace.deleting
 
-    def _stand(self, part: _Part, limit: TmpfsLimit, status: LimitStatus | None, still_wanted: bool) -> None:
-        unanswered = self.unanswered(limit.policy or _NOBODY)
-        if limit.mode == "Audit":
+    def _stand(self, part: _Part, entry: Entry, status: Answer | None, still_wanted: bool) -> None:
+        unanswered = self.unanswered(entry.policy or _NOBODY)
+        if entry.mode == "Audit":
             if status is None or status.state == "Audit":
                 part.rank("Audit")
             elif unanswered or status.state == "InSync":
@@ -232,7 +239,7 @@ class _View:
             else:
                 part.rank(status.state, status.message)
             return
-        if unanswered or status is None or status.requested_bytes != limit.size_bytes:
+        if unanswered or status is None or not answers(status, entry):
             part.rank("InFlight")
         elif status.state not in ("Failed", "Contested", "Audit"):
             part.rank(status.state, status.message)
@@ -241,7 +248,7 @@ class _View:
             part.rank("Failed" if status.state == "Audit" else status.state, status.message)
             part.failing = True
 
-    def _restoring(self, part: _Part, status: LimitStatus) -> None:
+    def _restoring(self, part: _Part, status: Answer) -> None:
         """The limit is not in the spec any more, and the agent still has it."""
         if status.reason == HELD_ELSEWHERE and not self.unanswered(status.policy or _NOBODY):
             return
@@ -252,21 +259,21 @@ class _View:
         else:
             part.rank(status.state, status.message)
 
-    def _change(self, old: TmpfsLimit | None, new: TmpfsLimit | None, mount_point: str) -> None:
+    def _change(self, old: Entry | None, new: Entry | None, called: str) -> None:
         was = old.policy or _NOBODY if old is not None and old.mode == "Enforce" else None
         becomes = new.policy or _NOBODY if new is not None and new.mode == "Enforce" else None
-        if mount_point in self.state.gone or (was is None and becomes is None):
-            self.changes.append(_Change(mount_point, new, None))
+        if called in self.state.gone or (was is None and becomes is None):
+            self.changes.append(_Change(called, new, None))
             return
-        name = becomes if becomes is not None else was
-        assert name is not None
-        part = self.part(name)
-        part.changes.append(_Change(mount_point, new, name, becomes is None))
+        policy = becomes if becomes is not None else was
+        assert policy is not None
+        part = self.part(policy)
+        part.changes.append(_Change(called, new, policy, becomes is None))
         part.rank("Waiting")
         if becomes is not None and was is not None and was != becomes and old is not None and not self._lives(old):
             # A policy that goes doesn't wait for one that is stopped.
             retreat = self.part(was)
-            retreat.changes.append(_Change(mount_point, None, was, True, becomes))
+            retreat.changes.append(_Change(called, None, was, True, becomes))
             retreat.rank("Waiting")
 
 
@@ -298,6 +305,9 @@ class _Course:
         elif standing == "Deferred":
             progress.deferred.append(state.name)
             progress.problems.append(Problem(state.name, "Deferred", part.message))
+        elif standing == "Refused":
+            progress.refused.append(state.name)
+            progress.problems.append(Problem(state.name, "Refused", part.message))
         elif selected:
             (progress.audit if standing == "Audit" else progress.in_sync).append(state.name)
         if part is not None:
@@ -347,42 +357,43 @@ class _Course:
         return allowed
 
 
-_PROBLEMS = ("Failed", "Contested", "Stale", "Deferred")
+_PROBLEMS = ("Failed", "Contested", "Stale", "Refused", "Deferred")
 _SILENT = "The agent fell silent before it had answered; it takes part again when it is back."
 _STALE = "Nothing is heard from the agent; it gets its turn when it is back."
 
 
 def _write(view: _View, courses: Mapping[str, _Course]) -> Write | None:
     state = view.state
-    allowed: dict[str, _Change] = {each.mount_point: each for each in view.changes}
+    allowed: dict[str, _Change] = {each.name: each for each in view.changes}
     # A successor's limit comes before the retreat of the policy that it follows.
     for withdraws in (False, True):
-        for name in sorted(view.parts):
+        for policy in sorted(view.parts):
             changes = [
                 each
-                for each in view.parts[name].changes
+                for each in view.parts[policy].changes
                 if each.withdraws == withdraws
-                and each.mount_point not in allowed
+                and each.name not in allowed
                 and (each.successor is None or state.stale or courses[each.successor].progress.stopped is not None)
             ]
             if changes:
-                allowed.update((each.mount_point, each) for each in courses[name].lets(state, changes))
+                allowed.update((each.name, each) for each in courses[policy].lets(state, changes))
     if not allowed:
         return None
-    limits = {each.mount_point: each for each in state.current}
+    entries = {name_of(each): each for each in state.current}
     added = []
-    for mount_point, change in sorted(allowed.items()):
+    for called, change in sorted(allowed.items()):
         if change.new is None:
-            limits.pop(mount_point, None)
-        elif mount_point in limits:
-            limits[mount_point] = change.new
+            entries.pop(called, None)
+        elif called in entries or not isinstance(change.new, TmpfsLimit):
+            entries[called] = change.new
         else:
             added.append(change.new)
     # Of those that are to make room, some may have to wait for their turn.
-    limits.update((each.mount_point, each) for each in added[: max(0, MOST_LIMITS - len(limits))])
+    room = MOST_LIMITS - sum(isinstance(each, TmpfsLimit) for each in entries.values())
+    entries.update((name_of(each), each) for each in added[: max(0, room)])
     here = frozenset(each.policy for each in allowed.values() if each.policy is not None)
     touched: frozenset[str] | None = here
     if not state.answered:
         # What is not known stays so until the agent answers.
         touched = None if state.touched is None else here | state.touched
-    return Write(state.name, tuple(limits[each] for each in sorted(limits)), touched)
+    return Write(state.name, tuple(entries[each] for each in sorted(entries)), touched)

@@ -1,7 +1,8 @@
 """A policy's status from what was counted and planned: counts, the nodes that need a look, and four conditions.
 
 Ready: every limit holds. Progressing: nodes are being changed, or wait for their turn. Degraded: something needs a
-person. Conflict: another policy of the same priority wants something else for the same mount.
+person. Conflict: another policy of the same priority wants something else for the same mount, or of journald or
+tmpfiles.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,9 @@ from typing import Literal, NamedTuple
 from nodemem.api.types import NodeCounts, NodeProblem, TmpfsPolicyStatus
 from nodemem.node.status import Condition
 from nodemem.policy import audit
+from nodemem.policy.entries import name_of
 from nodemem.policy.limits import MOST_LIMITS, SHM_SIZE, Policy, Why
+from nodemem.policy.reclaim import MOST_TMPFILES, claims, subject
 from nodemem.policy.rollout import Progress
 from nodemem.policy.tally import Remark, Tally
 from nodemem.policy.words import clip, count, some
@@ -79,6 +82,7 @@ def _counts(policy: Policy, tally: Tally, progress: Progress) -> NodeCounts:
         pending=sum(map(len, moving)) + (0 if policy.deleting else tally.unread),
         deferred=len(progress.deferred),
         failed=len(progress.failed),
+        refused=len(progress.refused),
     )
 
 
@@ -96,6 +100,7 @@ def _ready(policy: Policy, tally: Tally, progress: Progress, counts: NodeCounts)
     where = f"{count(tally.mounts, 'mount')} on {count(tally.limited, 'node')}"
     if policy.spec.mode == "Audit" and not (counts.pending or counts.failed or counts.deferred):
         said = " ".join(audit.sentences(tally)) or "No mount on the matched nodes fits a rule."
+        said = " ".join((said, *audit.cleaning(policy, tally)))
         return _Said("Ready", "True", "Audit", f"Nothing is changed. {said}{_remarks(policy, tally)}")
     parts = [
         f"{counts.failed:,} failed" if counts.failed else "",
@@ -110,9 +115,17 @@ def _ready(policy: Policy, tally: Tally, progress: Progress, counts: NodeCounts)
         text = f"Every limit holds: {where}."
     else:
         text = f"Nothing to limit: no mount on the {count(tally.matched, 'node')} matched is this policy's."
-    return _Said(
-        "Ready", "True", "InSync" if tally.mounts else "NoMounts", f"{text}{_overruled(tally)}{_remarks(policy, tally)}"
-    )
+    text = f"{text}{_overruled(tally)}{_remarks(policy, tally)}"
+    text = " ".join((text, *audit.cleaning(policy, tally), *_refused(progress)))
+    return _Said("Ready", "True", "InSync" if tally.mounts else "NoMounts", text)
+
+
+def _refused(progress: Progress) -> list[str]:
+    """Not the policy's fault, and perhaps meant so: no reason not to be Ready."""
+    if not progress.refused:
+        return []
+    why = next((each.message for each in progress.problems if each.state == "Refused"), "")
+    return [f"Reclaim is refused on {some(progress.refused)}{f': {why}' if why else '.'}"]
 
 
 def _progressing(policy: Policy, progress: Progress) -> _Said:
@@ -151,9 +164,10 @@ def _degraded(policy: Policy, tally: Tally, progress: Progress) -> _Said:
         said.append(("NodesSilent", f"Fell silent while being changed: {some(progress.silent)}."))
     if tally.left_out:
         text = (
-            f"{count(tally.left_out, 'node')} would need more than {MOST_LIMITS} limits: those of the mounts least used"
+            f"{count(tally.left_out, 'node')} would need more than {MOST_LIMITS} limits, or {MOST_TMPFILES} paths to"
+            " age: those of the mounts least used, and the last paths by name, are left out."
         )
-        said.append(("TooManyLimits", f"{text} are left out."))
+        said.append(("TooManyLimits", text))
     for (rule, why), remark in sorted(tally.remarks.items()):
         if why == "NoMemory":
             said.append(("MemoryUnknown", _remark(policy, rule, why, remark)))
@@ -188,18 +202,28 @@ def _remark(policy: Policy, rule: int, why: Why, remark: Remark) -> str:
 
 
 def _conflict(policy: Policy, tally: Tally) -> _Said:
-    if not tally.conflicts:
+    if not (tally.conflicts or tally.cleaning_conflicts):
         return _Said("Conflict", "False", "None", "No other policy of this priority wants anything else.")
     said = []
     for names, clash in sorted(tally.conflicts.items(), key=lambda each: (-each[1].mounts, each[0])):
         others = [name for name in names if name != policy.name]
         on = f"{count(clash.mounts, 'mount')}, such as {clip(clash.mount_point, 128)} on {clash.node}"
         holds = f"{clash.holds} holds there" if clash.holds != policy.name else "this one holds there"
-        said.append(
-            f"{some(others)} want{'s' if len(others) == 1 else ''} something else with the same priority"
-            f" {policy.spec.priority} for {on}; {holds}. Give one of them a higher priority."
-        )
+        said.append(_clashes(policy, others, on, holds))
+    subjects = {name_of(each.entry): subject(each.entry) for each in claims(policy.name, policy.spec)}
+    for (_, names), clash in sorted(tally.cleaning_conflicts.items(), key=lambda each: each[0]):
+        others = [name for name in names if name != policy.name]
+        on = f"{subjects.get(clash.mount_point, clash.mount_point)} on {count(clash.mounts, 'node')}"
+        holds = f"{clash.holds if clash.holds != policy.name else 'this one'} holds there"
+        said.append(_clashes(policy, others, on, holds))
     return _Said("Conflict", "True", "SamePriority", " ".join(said))
+
+
+def _clashes(policy: Policy, others: list[str], on: str, holds: str) -> str:
+    return (
+        f"{some(others)} want{'s' if len(others) == 1 else ''} something else with the same priority"
+        f" {policy.spec.priority} for {on}; {holds}. Give one of them a higher priority."
+    )
 
 
 def _overruled(tally: Tally) -> str:

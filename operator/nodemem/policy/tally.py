@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nodemem.policy.limits import Mount, NodeLimits, Note, Policy, Sized, Why, target_bytes
+from nodemem.policy.reclaim import Contest
 
 
 @dataclass(slots=True)
@@ -79,6 +80,15 @@ class Clash:
 
 
 @dataclass(slots=True)
+class Cleaning:
+    """One entry of a policy's reclaim. ``nodes`` are told it (in Audit: would be if it were enforced); of ``overruled``
+    nodes another policy has it, by its name."""
+
+    nodes: int = 0
+    overruled: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Remark:
     count: int
     node: str
@@ -101,7 +111,13 @@ class Tally:
     unread: int = 0
     """Selected nodes whose mounts aren't known."""
     left_out: int = 0
-    """Nodes that have more limits than a report takes."""
+    """Nodes that have more limits, or more of reclaim, than a report takes."""
+    cleaning: dict[str, Cleaning] = field(default_factory=dict)
+    """By the names of entries."""
+    cleaning_conflicts: dict[tuple[str, tuple[str, ...]], Clash] = field(default_factory=dict)
+    """By the names of an entry and of policies; ``mounts`` are nodes, and ``mount_point`` is the entry's name."""
+    freeable_bytes: int = 0
+    """What the agents say that reclaim would free."""
 
 
 def tally(policies: Iterable[Policy], nodes: Iterable[NodeLimits]) -> dict[str, Tally]:
@@ -113,7 +129,10 @@ def tally(policies: Iterable[Policy], nodes: Iterable[NodeLimits]) -> dict[str, 
         for name in node.selected:
             tallies[name].matched += 1
             tallies[name].unread += node.limits is None
-            tallies[name].left_out += node.left_out > 0
+            tallies[name].left_out += node.left_out > 0 or node.reclaimed.left_out > 0
+            tallies[name].freeable_bytes += node.freeable.get(name, 0)
+        for contest in node.reclaimed.contests:
+            _clean(tallies, contest, node.node)
         here: set[str] = set()
         for mount, resolution in node.resolved:
             if resolution.wanted:
@@ -141,6 +160,27 @@ def tally(policies: Iterable[Policy], nodes: Iterable[NodeLimits]) -> dict[str, 
 
 def _count(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
+
+
+def _clean(tallies: dict[str, Tally], contest: Contest, node: str) -> None:
+    for claim in contest.wanted:
+        mine = tallies[claim.policy].cleaning.setdefault(contest.name, Cleaning())
+        if claim.mode == "Audit":
+            by = next(by for tried, by in contest.trials if tried.policy == claim.policy)
+        else:
+            by = None if claim is contest.wanted[0] else contest.wanted[0].policy
+        if by is None:
+            mine.nodes += 1
+        else:
+            _count(mine.overruled, by)
+    for names in contest.conflicts:
+        for name in names:
+            clash = tallies[name].cleaning_conflicts.get((contest.name, names))
+            if clash is None:
+                holds = contest.wanted[0].policy
+                tallies[name].cleaning_conflicts[contest.name, names] = Clash(1, node, contest.name, holds)
+            else:
+                clash.mounts += 1
 
 
 def _clash(
