@@ -35,7 +35,7 @@ def agent() -> None:
         for _ in range(int(line)):
             minutes += 1
             snapshot = collector.collect(full=False)
-            found = exposures.named(exposures.find(snapshot), names)
+            found = exposures.named(exposures.find(snapshot, {}, ()).exposures, names)
             snapshot = collector.refresh(snapshot)
             report.observe(history, snapshot, 60.0 * minutes)
             status = report.build(snapshot, history, names=names, exposures=found)
