@@ -35,7 +35,7 @@ def agent() -> None:
         for _ in range(int(line)):
             minutes += 1
             snapshot = collector.collect(full=False)
-            found = exposures.named(exposures.find(snapshot), names)
+            found = exposures.named(exposures.find(snapshot, {}, ()).exposures, names)
             snapshot = collector.refresh(snapshot)
             report.observe(history, snapshot, 60.0 * minutes)
             status = report.build(snapshot, history, names=names, exposures=found)
@@ -69,7 +69,10 @@ def main() -> int:
         coprocess(sys.executable, "-m", "bench.day", "--agent") as measured,
     ):
         print(f"{options.processes} processes, {len(node.containers)} containers, a pod replaced every {CHUNK} scans")
-        print(f"{'scans':>7}{'pods gone':>11}{'VmRSS MB':>10}{'descriptors':>13}{'status bytes':>14}", flush=True)
+        print(
+            f"{'scans':>7}{'pods gone':>11}{'VmRSS MB':>10}{'descriptors':>13}{'status bytes':>14}{'in /proc':>10}",
+            flush=True,
+        )
         while done < options.scans:
             node.churn()
             node.touch()
@@ -82,7 +85,10 @@ def main() -> int:
                 steps.pop(0)
                 seen.append((done, held))
                 rss, descriptors = held["rss"] / 1e6, held["descriptors"]
-                print(f"{done:>7}{gone:>11}{rss:>10.2f}{descriptors:>13}{held['bytes']:>14}", flush=True)
+                print(
+                    f"{done:>7}{gone:>11}{rss:>10.2f}{descriptors:>13}{held['bytes']:>14}{held['processes']:>10}",
+                    flush=True,
+                )
     (first, early), (_, last) = seen[1], seen[-1]
     growth, opened = last["rss"] - early["rss"], last["descriptors"] - early["descriptors"]
     flat = growth <= GROWTH_BYTES and opened <= 0

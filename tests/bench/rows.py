@@ -69,7 +69,7 @@ def agent(host: Host) -> Scan:
 
     def scan() -> Any:
         snapshot = collector.collect(full=False)
-        found = exposures.named(exposures.find(snapshot), names)
+        found = exposures.named(exposures.find(snapshot, {}, ()).exposures, names)
         report.observe(history, snapshot, time.monotonic())
         report.build(snapshot, history, names=names, exposures=found)
         return snapshot

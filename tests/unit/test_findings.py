@@ -872,7 +872,7 @@ def test_the_agent_that_looks_where_there_may_be_one_misses_no_exposure(
     host = node_of_the_commit(accurate=accurate, more=tasks, v2=v2, group=group)
     snapshot = Collector(host).collect(deep="never", inspect=0, writers_of=0)
     everything = findings.find(snapshot).exposures
-    sparing = exposures.find(Collector(host, Thrift()).collect(full=False))
+    sparing = exposures.find(Collector(host, Thrift()).collect(full=False), {}, ()).exposures
     assert [each.outlook for each in sparing] == [each.outlook for each in everything]
 
 
