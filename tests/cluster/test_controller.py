@@ -103,6 +103,7 @@ def test_exposure_goes_with_its_pod_and_does_not_come_back(cluster: ControlPlane
     with Controller(cluster).until_synced() as controller:
         write_report(cluster, node, exposure(pod))
         until(lambda: exposures(cluster, web), "no exposure", log=controller.log)
+        until(lambda: events(cluster, web), "no event", log=controller.log)
         cluster.request("DELETE", f"/api/v1/namespaces/{web}/pods/app-0?gracePeriodSeconds=0")
         # The agent has not noticed yet: its report still names the pod.
         until(lambda: not exposures(cluster, web), "still there", log=controller.log)

@@ -62,7 +62,7 @@ class Written:
 
 
 def why_write(last: Written | None, status: ReportStatus, now: float, cadence: Cadence) -> str | None:
-    """``new``, ``lost``, ``finding``, ``moved``, ``heartbeat``; None: not now.
+    """``new``, ``lost``, ``heartbeat``, and out of turn ``finding``, ``moved``; None: not now.
 
     ``now`` is monotonic time: a clock that is set back or forth has no say.
     """
@@ -73,21 +73,21 @@ def why_write(last: Written | None, status: ReportStatus, now: float, cadence: C
         return None
     if last.status is None:
         return "lost"
+    # Only ever sooner: a report that is older than a heartbeat is for others the sign of a dead agent.
+    share = cadence.spread if last.together else cadence.jitter
+    if since >= cadence.heartbeat_seconds * (1 - share * last.chance):
+        return "heartbeat"
     due = {
         each
         for each in changes(last.status, status)
-        if since >= min(cadence.apart_seconds * 2 ** _doublings(last, each, now, cadence), cadence.heartbeat_seconds)
+        if since >= cadence.apart_seconds * 2 ** _doublings(last, each, now, cadence)
     }
     store = _store(last, now, cadence)
     # Whoever changed the spec waits for the answer.
     if _ANSWERED in due or (store >= 1 and any(each[0] not in _FIGURES for each in due)):
         return "finding"
-    if due and store >= 1 + FOR_FINDINGS and any(each[0] in _FIGURES for each in due):
+    if store >= 1 + FOR_FINDINGS and any(each[0] in _FIGURES for each in due):
         return "moved"
-    # Only ever sooner: a report that is older than a heartbeat is for others the sign of a dead agent.
-    share = cadence.spread if last.together else cadence.jitter
-    if since >= cadence.heartbeat_seconds * (1 - share * last.chance):
-        return "heartbeat"
     return None
 
 
