@@ -115,7 +115,8 @@ def test_report_record_has_reclaim_its_answers_and_what_they_would_free() -> Non
     assert found.freeable == {"a": 7}
     later = {**body, "status": {**body["status"], "reclaim": [{**body["status"]["reclaim"][0], "freeableBytes": 9}]}}
     body["status"]["reclaim"] = body["status"]["reclaim"][:1]
-    assert records.report(later).tmpfs.meaning == records.report(body).tmpfs.meaning, "figures move all the time"
+    one, other = (records.report(each).tmpfs.meaning({"Host"}) for each in (later, body))
+    assert one == other, "figures move all the time"
 
 
 @pytest.mark.parametrize("reclaim", ["much", {"journal": {}}, {"tmpfiles": [{"path": "/run/foo"}]}])
