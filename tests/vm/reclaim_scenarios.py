@@ -39,7 +39,6 @@ CAPABILITIES = {
     "SYS_PTRACE": 19,
     "SYS_ADMIN": 21,
     "SYSLOG": 34,
-    "CHECKPOINT_RESTORE": 40,
 }
 """As in the chart's DaemonSet with enforcement.enabled."""
 
