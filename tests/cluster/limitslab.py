@@ -1,5 +1,6 @@
 """Nodes whose agents are simulated, to watch a rollout of limits: each answers its report's spec as an agent would."""
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -228,3 +229,18 @@ def most_at_once(cluster: ControlPlane, names: Iterable[str]) -> int:
             open_.discard(name)
         most = max(most, len(open_))
     return most
+
+
+def names(number: int) -> list[str]:
+    """Of nodes that no other test has."""
+    prefix = secrets.token_hex(2)
+    return [f"n{prefix}-{each:03d}" for each in range(number)]
+
+
+def remove_policies(cluster: ControlPlane) -> None:
+    """All of them, their finalizers included."""
+    for each in cluster.request("GET", POLICIES)["items"]:
+        path = f"{POLICIES}/{each['metadata']['name']}"
+        cluster.request("PATCH", path, {"metadata": {"finalizers": None}})
+        if "deletionTimestamp" not in each["metadata"]:
+            cluster.request("DELETE", path)

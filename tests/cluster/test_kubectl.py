@@ -43,14 +43,6 @@ def cluster() -> Iterator[ControlPlane]:
         yield running
 
 
-@pytest.fixture
-def space(cluster: ControlPlane) -> str:
-    name = f"team-{secrets.token_hex(3)}"
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    cluster.kubectl("wait", "--for=create", "--timeout=60s", "-n", name, "serviceaccount/default")
-    return name
-
-
 def plugin(cluster: ControlPlane, *args: str, code: int = 0, config: Path | None = None) -> str:
     """``kubectl nodemem ...``; its standard output, or standard error where it is meant to fail."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -118,10 +110,10 @@ def test_top_is_shown_again_until_it_is_interrupted(cluster: ControlPlane) -> No
             process.kill()
 
 
-def test_why_names_a_leak_of_this_machine_its_pod_and_its_file(cluster: ControlPlane, space: str) -> None:
+def test_why_names_a_leak_of_this_machine_its_pod_and_its_file(cluster: ControlPlane, namespace: str) -> None:
     node, container = f"real-{secrets.token_hex(3)}", secrets.token_hex(32)
     make_node(cluster, node)
-    pod = make_pod(cluster, space, "leaky", node, [("app", container)])
+    pod = make_pod(cluster, namespace, "leaky", node, [("app", container)])
     with (
         workloads.container_cgroup(pod["metadata"]["uid"], container) as place,
         workloads.tmpfs(96 * MIB, limit=128 * MIB, cgroup=place) as made,
@@ -134,7 +126,7 @@ def test_why_names_a_leak_of_this_machine_its_pod_and_its_file(cluster: ControlP
 
         until(named, "the tmpfs with its pod", 60)
         text = plugin(cluster, "why", node)
-        line = next(each for each in text.splitlines() if f"{space}/leaky" in each)
+        line = next(each for each in text.splitlines() if f"{namespace}/leaky" in each)
         assert re.search(r" 96\.0 MiB +128\.0 MiB +75 % ", line)
         assert "data" in text
         assert text.splitlines()[0] == f"Node {node}"
@@ -190,31 +182,31 @@ def test_why_shows_limits_exposures_and_kills_and_what_to_do_next(cluster: Contr
     assert "Next, on full: tmpfs /run holds 15.3 GiB" in plugin(cluster, "why", "full")
 
 
-def test_exposed_says_who_dies_who_holds_most_and_what_to_do(cluster: ControlPlane, space: str) -> None:
+def test_exposed_says_who_dies_who_holds_most_and_what_to_do(cluster: ControlPlane, namespace: str) -> None:
     node = make_node(cluster, f"node-{secrets.token_hex(3)}")
     name = node["metadata"]["name"]
-    pod = add_pod(cluster, space, "bank-0", name)
+    pod = add_pod(cluster, namespace, "bank-0", name)
     message = "The kernel would kill pause. Set oom_score_adj -63 for all processes of the pod."
     write_report(cluster, node, exposure(pod, usage=16 * GIB, severity="Imminent", message=message))
-    until(lambda: exposures(cluster, space) or None, "the exposure", 60)
-    text = plugin(cluster, "exposed", "-n", space)
-    line = next(each for each in text.splitlines() if each.startswith(space))
+    until(lambda: exposures(cluster, namespace) or None, "the exposure", 60)
+    text = plugin(cluster, "exposed", "-n", namespace)
+    line = next(each for each in text.splitlines() if each.startswith(namespace))
     assert re.search(r"bank-0 +Imminent +app +100 % of 16\.0 GiB +ClampedBadness +pause 5740 \(4\.0 KiB\)", line)
     assert re.search(r"data_sim 58406 \(15\.0 GiB\) +-63 ", line)
     assert line.endswith(name)
-    assert f"{space}/bank-0: {message}" in text
+    assert f"{namespace}/bank-0: {message}" in text
     assert "1 imminent" in text
     assert "bank-0" in plugin(cluster, "exposed", "-A")
     assert json.loads(plugin(cluster, "exposed", "-A", "-o", "json"))["items"]
     cluster.kubectl("delete", "node", name)
 
 
-def test_nothing_exposed_says_what_was_checked_and_what_was_not(cluster: ControlPlane, space: str) -> None:
+def test_nothing_exposed_says_what_was_checked_and_what_was_not(cluster: ControlPlane, namespace: str) -> None:
     policy = {"podSelector": {"matchLabels": {"tier": "batch"}}, "mode": "Ignore"}
     kind = {"apiVersion": "nodemem.io/v1alpha1", "kind": "OomPolicy", "metadata": {"name": "batch"}}
     cluster.apply(kind | {"spec": policy})
-    text = " ".join(plugin(cluster, "exposed", "-n", space).split())
-    assert text.startswith(f"No pod in namespace {space} is exposed. Checked: the containers of ")
+    text = " ".join(plugin(cluster, "exposed", "-n", namespace).split())
+    assert text.startswith(f"No pod in namespace {namespace} is exposed. Checked: the containers of ")
     assert re.search(r"since the agent is silent: [^.]*silent", text)
     assert "Left alone by OomPolicies with mode: Ignore: what batch selects." in text
     assert "OomPolicy batch: Ignore" in plugin(cluster, "policy", "batch")
@@ -222,13 +214,13 @@ def test_nothing_exposed_says_what_was_checked_and_what_was_not(cluster: Control
 
 
 def test_who_may_view_one_namespace_sees_its_exposures_and_is_told_what_the_rest_takes(
-    cluster: ControlPlane, space: str
+    cluster: ControlPlane, namespace: str
 ) -> None:
     rule = {"apiGroups": ["nodemem.io"], "resources": ["oomexposures"], "verbs": ["get", "list"]}
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role"}
-    cluster.apply(role | {"metadata": {"name": "see", "namespace": space}, "rules": [rule]})
-    cluster.kubectl("create", "rolebinding", "see", "-n", space, "--role=see", "--user=jane")
-    text = plugin(cluster, "exposed", "-n", space, "--as", "jane")
+    cluster.apply(role | {"metadata": {"name": "see", "namespace": namespace}, "rules": [rule]})
+    cluster.kubectl("create", "rolebinding", "see", "-n", namespace, "--role=see", "--user=jane")
+    text = plugin(cluster, "exposed", "-n", namespace, "--as", "jane")
     assert "can't be said without the right to list memoryreports" in " ".join(text.split())
     for args, missing in (
         (("top",), 'cannot list resource "memoryreports"'),
@@ -364,7 +356,7 @@ def completed(cluster: ControlPlane, *words: str) -> list[str]:
     return [line.split("\t")[0] for line in done.stdout.splitlines() if not line.startswith(":")]
 
 
-def test_kubectl_completes_commands_nodes_policies_and_namespaces(cluster: ControlPlane, space: str) -> None:
+def test_kubectl_completes_commands_nodes_policies_and_namespaces(cluster: ControlPlane, namespace: str) -> None:
     kind = {"apiVersion": "nodemem.io/v1alpha1", "kind": "TmpfsPolicy", "metadata": {"name": "cap-run"}}
     nowhere = {"nodeSelector": {"matchLabels": {"no": "where"}}}
     cluster.apply(kind | {"spec": {"rules": [{"scope": "Host", "path": "/run", "size": "2Gi"}], **nowhere}})
@@ -373,7 +365,7 @@ def test_kubectl_completes_commands_nodes_policies_and_namespaces(cluster: Contr
     assert completed(cluster, "why", "full", "") == [], "one node is enough"
     assert "full" not in completed(cluster, "top", "full", "")
     assert completed(cluster, "policy", "cap") == ["cap-run"]
-    assert space in completed(cluster, "exposed", "-n", "")
+    assert namespace in completed(cluster, "exposed", "-n", "")
     assert completed(cluster, "top", "--context", "") == ["test"]
     cluster.kubectl("delete", "tmpfspolicy", "cap-run")
 

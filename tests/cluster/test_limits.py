@@ -22,8 +22,10 @@ from cluster.limitslab import (
     holds,
     limits,
     most_at_once,
+    names,
     policy,
     policy_is_gone,
+    remove_policies,
     said,
     tmpfs,
     tmpfs_policy,
@@ -44,16 +46,7 @@ def cluster() -> Iterator[ControlPlane]:
 @pytest.fixture(autouse=True)
 def policies_go(cluster: ControlPlane) -> Iterator[None]:
     yield
-    for each in cluster.request("GET", POLICIES)["items"]:
-        path = f"{POLICIES}/{each['metadata']['name']}"
-        cluster.request("PATCH", path, {"metadata": {"finalizers": None}})
-        if "deletionTimestamp" not in each["metadata"]:
-            cluster.request("DELETE", path)
-
-
-def names(number: int) -> list[str]:
-    prefix = secrets.token_hex(2)
-    return [f"n{prefix}-{each:03d}" for each in range(number)]
+    remove_policies(cluster)
 
 
 def told_in_all(cluster: ControlPlane, nodes: list[str]) -> int:

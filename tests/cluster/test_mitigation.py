@@ -45,23 +45,15 @@ def cluster() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def space(cluster: ControlPlane) -> str:
-    name = f"team-{secrets.token_hex(3)}"
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    cluster.kubectl("wait", "--for=create", "--timeout=60s", "-n", name, "serviceaccount/default")
-    return name
-
-
-@pytest.fixture
-def policy(cluster: ControlPlane, space: str) -> Iterator[str]:
-    name = f"mend-{space}"
-    mitigate(cluster, name, space)
+def policy(cluster: ControlPlane, namespace: str) -> Iterator[str]:
+    name = f"mend-{namespace}"
+    mitigate(cluster, name, namespace)
     yield name
     cluster.kubectl("delete", "oompolicy", name, "--ignore-not-found")
 
 
-def mitigate(cluster: ControlPlane, name: str, space: str, **spec: Any) -> None:
-    mine = {"matchLabels": {"kubernetes.io/metadata.name": space}}
+def mitigate(cluster: ControlPlane, name: str, namespace: str, **spec: Any) -> None:
+    mine = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     body = {"mode": "Mitigate", "namespaceSelector": mine, **spec}
     cluster.apply({"apiVersion": API_VERSION, "kind": "OomPolicy", "metadata": {"name": name}, "spec": body})
 
@@ -137,11 +129,11 @@ def adj_of(worker: Worker) -> int:
 
 
 @pytest.fixture
-def lab(cluster: ControlPlane, space: str) -> Iterator[Lab]:
+def lab(cluster: ControlPlane, namespace: str) -> Iterator[Lab]:
     node = f"node-{secrets.token_hex(3)}"
     make_node(cluster, node)
     container_id = secrets.token_hex(32)
-    pod = make_pod(cluster, space, "bank-0", node, [("app", container_id)], request="128Mi", guaranteed=True)
+    pod = make_pod(cluster, namespace, "bank-0", node, [("app", container_id)], request="128Mi", guaranteed=True)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(
             workloads.container_cgroup(pod["metadata"]["uid"], container_id, qos="Guaranteed", limit=128 * MIB)
@@ -157,12 +149,12 @@ def lab(cluster: ControlPlane, space: str) -> Iterator[Lab]:
 
 
 def test_a_policy_reaches_the_processes_and_its_deletion_puts_the_kubelets_value_back(
-    cluster: ControlPlane, space: str, policy: str, lab: Lab
+    cluster: ControlPlane, namespace: str, policy: str, lab: Lab
 ) -> None:
-    with Controller(cluster, name=space), lab.agent("--mitigate") as agent:
+    with Controller(cluster, name=namespace), lab.agent("--mitigate") as agent:
 
         def mitigated() -> Object | None:
-            found = exposures(cluster, space).get("bank-0")
+            found = exposures(cluster, namespace).get("bank-0")
             return found if found and condition(found, "Mitigated") == "True" else None
 
         flag = until(mitigated, "mitigated", 60)
@@ -209,40 +201,40 @@ def test_a_policy_reaches_the_processes_and_its_deletion_puts_the_kubelets_value
         with lab.agent("--mitigate"):
             until(lambda: lab.adj() == [0, real(-500), 0], "the kubelet's value")
             until(lambda: lab.answers() == [], "the end of it in the status")
-            until(lambda: condition(exposures(cluster, space)["bank-0"], "Exposed") == "True", "exposed again")
-            until(lambda: condition(exposures(cluster, space)["bank-0"], "Mitigated") is None, "not mitigated")
-            same = exposures(cluster, space)["bank-0"]["metadata"]["uid"]
+            until(lambda: condition(exposures(cluster, namespace)["bank-0"], "Exposed") == "True", "exposed again")
+            until(lambda: condition(exposures(cluster, namespace)["bank-0"], "Mitigated") is None, "not mitigated")
+            same = exposures(cluster, namespace)["bank-0"]["metadata"]["uid"]
             assert same == flag["metadata"]["uid"], "flagged all the time, however it stood"
 
 
 def test_an_agent_killed_at_any_moment_leaves_values_that_the_last_one_gets_right(
-    cluster: ControlPlane, space: str, policy: str, lab: Lab
+    cluster: ControlPlane, namespace: str, policy: str, lab: Lab
 ) -> None:
-    with Controller(cluster, name=space):
+    with Controller(cluster, name=namespace):
         for number, wait in enumerate((0.5, 0.9, 1.1, 1.3, 1.5, 1.7, 2.0, 2.4)):
             with lab.agent("--mitigate"):
                 time.sleep(wait)
             if number == 4:
                 cluster.kubectl("delete", "oompolicy", policy)
             if number == 6:
-                mitigate(cluster, policy, space)
+                mitigate(cluster, policy, namespace)
             assert lab.adj()[1] == real(-500)
         with lab.agent("--mitigate"):
             until(lambda: {each["state"] for each in lab.answers()} == {"Applied"}, "applied", 60)
             value = real(lab.answers()[0]["oomScoreAdj"])
             assert lab.adj() == [value, real(-500), value]
-            mitigate(cluster, policy, space, mode="Flag")
+            mitigate(cluster, policy, namespace, mode="Flag")
             until(lambda: lab.adj() == [0, real(-500), 0], "the kubelet's value", 60)
 
 
 def test_an_agent_without_leave_says_so_and_so_does_the_policy(
-    cluster: ControlPlane, space: str, policy: str, lab: Lab
+    cluster: ControlPlane, namespace: str, policy: str, lab: Lab
 ) -> None:
-    with Controller(cluster, name=space), lab.agent():
+    with Controller(cluster, name=namespace), lab.agent():
         until(lambda: (ready(cluster, policy) or {}).get("reason") == "MitigationOff", "the policy's reason")
         said = ready(cluster, policy)
         assert said is not None
-        assert f"Pod {space}/bank-0: app: Nothing was set" in said["message"]
+        assert f"Pod {namespace}/bank-0: app: Nothing was set" in said["message"]
         assert "mitigation.enabled" in said["message"]
         assert lab.adj() == [0, real(-500), 0]
 
@@ -258,17 +250,17 @@ def node(cluster: ControlPlane) -> Iterator[Object]:
 
 
 def test_mitigations_and_tmpfs_limits_of_one_report_do_not_drop_each_other(
-    cluster: ControlPlane, space: str, policy: str, node: Object
+    cluster: ControlPlane, namespace: str, policy: str, node: Object
 ) -> None:
     name = node["metadata"]["name"]
     cluster.kubectl("label", "node", name, f"pool={name}")
-    pod = add_pod(cluster, space, "app-0", name)
+    pod = add_pod(cluster, namespace, "app-0", name)
     cap = {"path": "/run", "scope": "Host", "size": "2Gi"}
     body = {"nodeSelector": {"matchLabels": {"pool": name}}, "mode": "Audit", "rules": [cap]}
-    with Controller(cluster, name=space):
+    with Controller(cluster, name=namespace):
         write_report(cluster, node, exposure(pod), tmpfs=[tmpfs()], observedGeneration=1)
         uid = pod["metadata"]["uid"]
-        entry = {"podUID": uid, "podNamespace": space, "podName": "app-0", "policy": policy}
+        entry = {"podUID": uid, "podNamespace": namespace, "podName": "app-0", "policy": policy}
         until(lambda: told(cluster, name) == [entry], "told")
         cluster.apply({"apiVersion": API_VERSION, "kind": "TmpfsPolicy", "metadata": {"name": name}, "spec": body})
 
@@ -284,7 +276,7 @@ def test_mitigations_and_tmpfs_limits_of_one_report_do_not_drop_each_other(
         cluster.kubectl("delete", "oompolicy", policy)
         until(lambda: told(cluster, name) == [], "the end of the mitigation")
         assert report(cluster, name)["spec"]["tmpfsLimits"] == spec["tmpfsLimits"]
-        mitigate(cluster, policy, space)
+        mitigate(cluster, policy, namespace)
         until(lambda: told(cluster, name) == [entry], "told again")
         cluster.kubectl("delete", "tmpfspolicy", name)
         until(lambda: not report(cluster, name)["spec"].get("tmpfsLimits"), "the end of the limit")
@@ -292,10 +284,10 @@ def test_mitigations_and_tmpfs_limits_of_one_report_do_not_drop_each_other(
 
 
 def test_a_pod_is_taken_out_when_it_is_relabelled_deleted_or_overruled_and_heartbeats_write_nothing(
-    cluster: ControlPlane, space: str, policy: str, node: Object
+    cluster: ControlPlane, namespace: str, policy: str, node: Object
 ) -> None:
     name = node["metadata"]["name"]
-    pod = add_pod(cluster, space, "app-0", name)
+    pod = add_pod(cluster, namespace, "app-0", name)
     answer = {
         "containerID": "a" * 64,
         "podUID": pod["metadata"]["uid"],
@@ -309,7 +301,7 @@ def test_a_pod_is_taken_out_when_it_is_relabelled_deleted_or_overruled_and_heart
     def heartbeat(**more: Any) -> None:
         write_report(cluster, node, exposure(pod, mitigated=True), oomMitigations=[{**answer, **more}])
 
-    with Controller(cluster, name=space) as controller:
+    with Controller(cluster, name=namespace) as controller:
         write_report(cluster, node, exposure(pod))
         until(lambda: len(told(cluster, name)) == 1, "told")
         heartbeat()
@@ -322,16 +314,16 @@ def test_a_pod_is_taken_out_when_it_is_relabelled_deleted_or_overruled_and_heart
             controller.until_looked_again()
         # The exposure goes, as a short-lived process ends: the mitigation stays.
         write_report(cluster, node, oomMitigations=[answer])
-        until(lambda: not exposures(cluster, space), "unflagged")
+        until(lambda: not exposures(cluster, namespace), "unflagged")
         assert len(told(cluster, name)) == 1
         heartbeat()
-        until(lambda: exposures(cluster, space), "flagged")
+        until(lambda: exposures(cluster, namespace), "flagged")
         assert controller.metric("writes_total") - before <= 8
-        mitigate(cluster, "over-it", space, mode="Flag", priority=1)
+        mitigate(cluster, "over-it", namespace, mode="Flag", priority=1)
         until(lambda: told(cluster, name) == [], "overruled")
         cluster.kubectl("delete", "oompolicy", "over-it")
         until(lambda: len(told(cluster, name)) == 1, "told again")
-        cluster.kubectl("delete", "pod", "app-0", "-n", space, "--grace-period=0", "--force")
+        cluster.kubectl("delete", "pod", "app-0", "-n", namespace, "--grace-period=0", "--force")
         write_report(cluster, node, oomMitigations=[answer])
         until(lambda: told(cluster, name) == [], "gone with the pod")
 

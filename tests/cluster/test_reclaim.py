@@ -1,6 +1,5 @@
 """reclaim of TmpfsPolicies on a real API server: into the reports' specs, by turns, and back. What a node does: vm/."""
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +15,11 @@ from cluster.limitslab import (
     cleans,
     counts,
     most_at_once,
+    names,
     policy,
     policy_is_gone,
     reclaim_of,
+    remove_policies,
     said,
     tmpfs_policy,
 )
@@ -38,16 +39,7 @@ def cluster() -> Iterator[ControlPlane]:
 @pytest.fixture(autouse=True)
 def policies_go(cluster: ControlPlane) -> Iterator[None]:
     yield
-    for each in cluster.request("GET", POLICIES)["items"]:
-        path = f"{POLICIES}/{each['metadata']['name']}"
-        cluster.request("PATCH", path, {"metadata": {"finalizers": None}})
-        if "deletionTimestamp" not in each["metadata"]:
-            cluster.request("DELETE", path)
-
-
-def names(number: int) -> list[str]:
-    prefix = secrets.token_hex(2)
-    return [f"n{prefix}-{each:03d}" for each in range(number)]
+    remove_policies(cluster)
 
 
 def told(cluster: ControlPlane, name: str) -> list[Object]:

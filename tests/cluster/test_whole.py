@@ -31,14 +31,6 @@ def cluster() -> Iterator[ControlPlane]:
         yield running
 
 
-@pytest.fixture
-def space(cluster: ControlPlane) -> str:
-    name = f"team-{secrets.token_hex(3)}"
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    cluster.kubectl("wait", "--for=create", "--timeout=60s", "-n", name, "serviceaccount/default")
-    return name
-
-
 def holds(size: int, adj: int = 0) -> Any:
     def setup() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(adj))
@@ -47,20 +39,20 @@ def holds(size: int, adj: int = 0) -> Any:
     return setup
 
 
-def exposure(cluster: ControlPlane, space: str, name: str) -> dict[str, Any] | None:
+def exposure(cluster: ControlPlane, namespace: str, name: str) -> dict[str, Any] | None:
     with contextlib.suppress(ApiError):
-        found: dict[str, Any] = cluster.request("GET", f"{EXPOSURES.format(space)}/{name}")
+        found: dict[str, Any] = cluster.request("GET", f"{EXPOSURES.format(namespace)}/{name}")
         return found if "status" in found else None
     return None
 
 
 def test_a_guaranteed_pod_on_a_clamped_kernel_is_flagged_in_its_namespace_and_unflagged(
-    cluster: ControlPlane, space: str
+    cluster: ControlPlane, namespace: str
 ) -> None:
     node = f"node-{secrets.token_hex(3)}"
     make_node(cluster, node)
     container_id = secrets.token_hex(32)
-    pod = make_pod(cluster, space, "bank-0", node, [("app", container_id)], request="128Mi", guaranteed=True)
+    pod = make_pod(cluster, namespace, "bank-0", node, [("app", container_id)], request="128Mi", guaranteed=True)
     command = [sys.executable, "-m", "cluster.clamped_agent", f"--node-name={node}", "--listen=127.0.0.1:0"]
     command += [f"--kubeconfig={cluster.kubeconfig}", "--interval=0.6", "--refresh=0.3"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "GUARANTEED": container_id}
@@ -80,8 +72,8 @@ def test_a_guaranteed_pod_on_a_clamped_kernel_is_flagged_in_its_namespace_and_un
         agent = stack.enter_context(subprocess.Popen(command, env=environment, stderr=log))
         stack.callback(agent.kill)
         stack.callback(lambda: print(cluster.log("clamped-agent")[-3000:], cluster.log("controller-clamped")[-3000:]))
-        found = until(lambda: exposure(cluster, space, "bank-0"), "the exposure", 60)
-        table = cluster.kubectl("get", "oomexposures", "-n", space)
+        found = until(lambda: exposure(cluster, namespace, "bank-0"), "the exposure", 60)
+        table = cluster.kubectl("get", "oomexposures", "-n", namespace)
         small.end()
         assert found["status"]["reasons"] == ["ClampedBadness"]
         assert found["metadata"]["ownerReferences"][0]["uid"] == pod["metadata"]["uid"]
@@ -94,16 +86,16 @@ def test_a_guaranteed_pod_on_a_clamped_kernel_is_flagged_in_its_namespace_and_un
         report = cluster.request("GET", f"{REPORTS}/{node}")["status"]
         assert report["kernel"]["oomGeneration"] == "ClampedLast"
         # One process alone can't be misselected.
-        until(lambda: exposure(cluster, space, "bank-0") is None or None, "the end of the exposure", 60)
+        until(lambda: exposure(cluster, namespace, "bank-0") is None or None, "the end of the exposure", 60)
 
 
-def test_a_slow_etcd_costs_time_and_nothing_else(cluster: ControlPlane, space: str) -> None:
+def test_a_slow_etcd_costs_time_and_nothing_else(cluster: ControlPlane, namespace: str) -> None:
     """etcd stopped in the middle of everything, three times, with a change in between: the state comes right, the
     writes don't pile up."""
     node = f"node-{secrets.token_hex(3)}"
     make_node(cluster, node)
     container_id = secrets.token_hex(32)
-    pod = make_pod(cluster, space, "cart-0", node, [("app", container_id)], request="128Mi", guaranteed=True)
+    pod = make_pod(cluster, namespace, "cart-0", node, [("app", container_id)], request="128Mi", guaranteed=True)
     options = ("--interval=0.6", "--refresh=0.3")
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(
@@ -123,7 +115,7 @@ def test_a_slow_etcd_costs_time_and_nothing_else(cluster: ControlPlane, space: s
             time.sleep(4)
             cluster.resume("etcd")
             time.sleep(1)
-        found = until(lambda: exposure(cluster, space, "cart-0"), "the exposure after etcd came back", 60)
+        found = until(lambda: exposure(cluster, namespace, "cart-0"), "the exposure after etcd came back", 60)
         assert found["status"]["reasons"] == ["SkewedAdj"]
         assert agent.process.poll() is None
         elapsed = time.monotonic() - started
