@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nodemem.kernel import kernelmem, meminfo
+from nodemem.kernel import kernelmem, memfields, meminfo
 from nodemem.kernel.capture import RecordingHost, open_capture
 from nodemem.kernel.host import Host
 
@@ -42,7 +42,7 @@ def test_the_parts_add_up_to_memtotal_exactly() -> None:
 
 
 def test_every_field_of_this_kernel_is_explained() -> None:
-    assert [name for name in measure().fields if meminfo.describe(name) is None] == []
+    assert [name for name in measure().fields if memfields.describe(name) is None] == []
 
 
 def test_every_line_is_parsed() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodemem.cli import meminfo as cli
-from nodemem.kernel import meminfo
+from nodemem.kernel import memfields, meminfo
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.host import Host, Unreadable
 
@@ -194,7 +194,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("release", LAYOUTS)
 def test_every_field_of_every_kernel_has_a_meaning(release: str) -> None:
-    assert [name for name in LAYOUTS[release] if meminfo.describe(name) is None] == []
+    assert [name for name in LAYOUTS[release] if memfields.describe(name) is None] == []
 
 
 @pytest.mark.parametrize("release", LAYOUTS)
@@ -227,7 +227,7 @@ def test_a_number_beyond_64_bits_is_left_out() -> None:
 
 
 @given(
-    st.dictionaries(st.sampled_from(sorted(meminfo.FIELDS)), st.integers(0, 1 << 50)),
+    st.dictionaries(st.sampled_from(sorted(memfields.FIELDS)), st.integers(0, 1 << 50)),
     st.sampled_from([meminfo.IN_VMALLOC, meminfo.IN_SLAB, meminfo.IN_PAGES]),
     st.booleans(),
     st.none() | st.integers(-5, 1 << 50),
@@ -554,7 +554,7 @@ def test_available_is_unknown_without_any_source() -> None:
 
 
 def test_every_field_says_what_it_is_what_makes_it_high_and_where_to_look() -> None:
-    for name, known in meminfo.FIELDS.items():
+    for name, known in memfields.FIELDS.items():
         assert known.name == name
         assert known.meaning.endswith(".")
         assert "\n" not in known.meaning + known.high + known.look_next
@@ -565,14 +565,14 @@ def test_every_field_says_what_it_is_what_makes_it_high_and_where_to_look() -> N
 
 
 def test_other_direct_map_sizes_are_explained_and_vendor_fields_are_not_guessed() -> None:
-    known = meminfo.describe("DirectMap16G")
+    known = memfields.describe("DirectMap16G")
     assert known is not None
     assert "16 GiB" in known.meaning
-    assert meminfo.describe("VendorMystery") is None
+    assert memfields.describe("VendorMystery") is None
 
 
 def test_whatever_other_holds_has_a_description() -> None:
-    everything = dict.fromkeys(meminfo.FIELDS, GIB) | {"MemTotal": 1 << 40, "AnonPages": 0, "KReclaimable": 2 * GIB}
+    everything = dict.fromkeys(memfields.FIELDS, GIB) | {"MemTotal": 1 << 40, "AnonPages": 0, "KReclaimable": 2 * GIB}
     numbers: dict[str, Any] = {
         item.name: 1 for item in dataclasses.fields(meminfo.Surroundings) if item.name != "huge_page_pools"
     }

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nodemem.cli import text
 from nodemem.cli.options import add_root
-from nodemem.kernel import cgroups, kernelmem, meminfo
+from nodemem.kernel import cgroups, kernelmem, memfields, meminfo
 from nodemem.kernel.host import Host, Unreadable
 from nodemem.node import owners
 
@@ -99,17 +99,17 @@ def _merge(first: list[Unreadable], second: list[Unreadable]) -> list[Unreadable
 
 
 def _field_data(name: str, value: int) -> dict[str, Any]:
-    known = meminfo.describe(name)
+    known = memfields.describe(name)
     unit = known.unit if known else "bytes"
     return {"value": value, "unit": unit, "meaning": known.meaning if known else None}
 
 
 def _explain(names: list[str], memory: meminfo.Memory, output: str) -> int:
-    spelled = {name.lower(): name for name in (*meminfo.FIELDS, *memory.fields)}
+    spelled = {name.lower(): name for name in (*memfields.FIELDS, *memory.fields)}
     fields = []
     for name in names:
         name = spelled.get(name.lower(), name)
-        known = meminfo.describe(name)
+        known = memfields.describe(name)
         if known is None:
             why = "a field of this kernel that nodemem doesn't know" if name in memory.fields else "no such field"
             print(f"nodemem: {text.safe(name)}: {why}; see 'nodemem meminfo --all'", file=sys.stderr)
@@ -151,7 +151,7 @@ def _explain(names: list[str], memory: meminfo.Memory, output: str) -> int:
     return 0
 
 
-def _value(known: meminfo.Field | None, value: int | None) -> str:
+def _value(known: memfields.Field | None, value: int | None) -> str:
     if value is None:
         return "not on this kernel"
     if known is not None and known.unit != "bytes":
@@ -172,7 +172,7 @@ def _tables(memory: meminfo.Memory, down: kernelmem.KernelMemory | None, *, show
         if not value and not show_zero:
             left_out += 1
             continue
-        known = meminfo.describe(name)
+        known = memfields.describe(name)
         meaning = known.meaning if known else "A field of this kernel that nodemem doesn't know."
         table.add_row(text.safe(name), _value(known, value), meaning)
     parts: list[RenderableType] = [table]
@@ -285,12 +285,12 @@ def reference() -> str:
         "|---|---|---|",
     ]
     for name, what in meminfo.PARTS.items():
-        fields = ", ".join(f"`{entry.name}`" for entry in meminfo.FIELDS.values() if entry.part == name)
+        fields = ", ".join(f"`{entry.name}`" for entry in memfields.FIELDS.values() if entry.part == name)
         lines.append(f"| {name} | {what} | {fields} |")
     lines += ["", "`other` is the sum of:", "", "| name | what it is |", "|---|---|"]
     lines += [f"| {name} | {what} |" for name, what in meminfo.OTHER.items()]
     lines += ["", "## Fields", ""]
-    for entry in meminfo.FIELDS.values():
+    for entry in memfields.FIELDS.values():
         lines += [f"### {entry.name}", "", entry.meaning, "", f"- High when: {_markdown(entry.high)}"]
         lines.append(f"- Look at: {_markdown(entry.look_next)}")
         if entry.part:

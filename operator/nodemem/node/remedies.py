@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from nodemem.kernel import meminfo
+from nodemem.kernel import memfields, meminfo
 from nodemem.node.exposure import IMMINENT_AT_PERCENT, Severity
 from nodemem.node.findings import Findings
 from nodemem.node.services import ServiceAtRisk, UnkillableBusiness
@@ -303,7 +303,7 @@ def _of_kernel(memory: MemoryStatus) -> Iterator[Remedy]:
         size: int | None = by_key[f"{part}Bytes"]
         if size is None or size < KERNEL_SHARE * memory.total_bytes:
             continue
-        fields = [each for each in meminfo.FIELDS.values() if each.part == part]
+        fields = [each for each in memfields.FIELDS.values() if each.part == part]
         why = " ".join(
             [f"{percent(size, memory.total_bytes)} of memory: {meminfo.PARTS[part]}."] + [f.high for f in fields]
         )
