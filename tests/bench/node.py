@@ -161,11 +161,12 @@ def _memory_hierarchy() -> tuple[Path, str]:
 
 
 def _make_cgroups(root: Path, top: Path, version: str, qos: str, pod: int) -> list[str]:
-    uid = hashlib.sha256(f"pod {pod}".encode()).hexdigest()
+    # Two benchmarks at once have no pod in common.
+    uid = hashlib.sha256(f"{top.name} pod {pod}".encode()).hexdigest()
     uid = f"{uid[:8]}-{uid[8:12]}-{uid[12:16]}-{uid[16:20]}-{uid[20:32]}"
     paths = []
     for container in range(CONTAINERS_PER_POD):
-        name = hashlib.sha256(f"container {pod} {container}".encode()).hexdigest()
+        name = hashlib.sha256(f"{top.name} container {pod} {container}".encode()).hexdigest()
         path = top / "kubepods" / f"{qos}pod{uid}" / name
         path.mkdir(parents=True)
         if version == "v2":

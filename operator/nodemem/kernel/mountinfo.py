@@ -5,10 +5,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
-_ROW = re.compile(rb"^([0-9]{1,20}) ([0-9]{1,20}) (.+)$", re.MULTILINE)
 MEMORY_FILESYSTEMS = (b"tmpfs", b"devtmpfs", b"rootfs")
 
 # Filesystems whose directories the kernel looks up without asking anybody outside it. All others may hang.
@@ -86,24 +85,38 @@ class Line:
     """A line of mountinfo without its two ids: alike in many namespaces, and read once for all of them.
 
     ``path`` is still escaped. ``words``: device, filesystem, source, its options, mount point, root and mount options
-    as strings, of the filesystems in memory only.
+    as strings, of the filesystems in memory only. ``spot``: the same number for lines that look-ups treat alike.
     """
 
     path: bytes
-    root: bytes
     fstype: bytes
     words: tuple[str, str, str, str, str, str, str] | None
+    spot: int = -1
 
 
 Row = tuple[bytes, bytes, Line]
 """Mount id, parent id, and the rest of the line."""
 
 
+Looks = Sequence[tuple[int, bool, str | None]]
+"""The rows that have ``words``, by number: hidden, what on the way may hang."""
+
+
 class Lines(dict[bytes, Line | None]):
-    """What was read of each line without its ids; None: not in the format."""
+    """What was read of each line without its ids; None: not in the format.
+
+    ``looks``: where look-ups end among mounts at the same spots, each on the same other one. Many containers are alike.
+    """
+
+    def __init__(self) -> None:
+        self.looks: dict[Any, Looks] = {}
+        self._spots: dict[tuple[bytes, bytes, bool], int] = {}
 
     def __missing__(self, rest: bytes) -> Line | None:
         line = self[rest] = _parse_line(b"0 0 " + rest)
+        if line is not None:
+            spots = self._spots
+            line.spot = spots.setdefault((line.path, line.fstype, line.words is None), len(spots))
         return line
 
 
@@ -112,12 +125,47 @@ def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
 
     ``lines`` spares the parsing of what another namespace had: give the same one for all of them.
     """
-    found = [(mount_id, parent_id, lines[rest]) for mount_id, parent_id, rest in _ROW.findall(data)]
-    rows = [(mount_id, parent_id, line) for mount_id, parent_id, line in found if line is not None]
-    broken = data.count(b"\n") - len(rows)
-    if broken:
-        broken = sum(bool(text) for text in data.split(b"\n")) - len(rows)
-    return rows, broken
+    texts = [text.split(b" ", 2) for text in data.split(b"\n") if text]
+    rows: list[Row] = []
+    for fields in texts:
+        if len(fields) == 3:
+            mount_id, parent_id, rest = fields
+            line = lines[rest]
+            if line is not None and mount_id.isdigit() and parent_id.isdigit() and len(mount_id + parent_id) <= 40:
+                rows.append((mount_id, parent_id, line))
+    return rows, len(texts) - len(rows)
+
+
+def look_at_rows(rows: Sequence[Row], lines: Lines, trusted_root: bool) -> Looks:
+    """Where look-ups end, for the rows that have ``words``; found once for namespaces that are alike in it."""
+    number = {row[0]: at for at, row in enumerate(rows)}
+    shape = (trusted_root, *[line.spot for _, _, line in rows], *[number.get(parent_id) for _, parent_id, _ in rows])
+    looks = lines.looks.get(shape)
+    if looks is None or len(number) != len(rows):
+        looks = lines.looks[shape] = _look(rows, trusted_root)
+    return looks
+
+
+def _look(rows: Sequence[Row], trusted_root: bool) -> Looks:
+    looks: list[tuple[int, bool, str | None]] = []
+    quick = QuickLook(rows, trusted_root)
+    tree: MountTree | None = None
+    for at, (mount_id, _, line) in enumerate(rows):
+        if line.words is None:
+            continue
+        seen = quick.look(mount_id)
+        if seen is None:
+            tree = tree or _tree(rows, trusted_root)
+            seen = tree.look(int(mount_id))
+        looks.append((at, *seen))
+    return looks
+
+
+def _tree(rows: Sequence[Row], trusted_root: bool) -> "MountTree":
+    tree = MountTree(trusted_root)
+    for mount_id, parent_id, line in rows:
+        tree.add(int(mount_id), MountNode(int(parent_id), line.path, line.fstype))
+    return tree
 
 
 def _parse_line(text: bytes) -> Line | None:
@@ -137,7 +185,7 @@ def _parse_line(text: bytes) -> Line | None:
             intern(unescape(head[3])),
             intern(os.fsdecode(head[5])),
         )
-    return Line(head[4], head[3], tail[0], words)
+    return Line(head[4], tail[0], words)
 
 
 class MountNode(NamedTuple):

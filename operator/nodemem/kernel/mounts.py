@@ -23,14 +23,7 @@ from typing import Any, NamedTuple
 
 from nodemem.kernel import mountusage
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mountinfo import (
-    Lines,
-    MountNode,
-    MountTree,
-    QuickLook,
-    Row,
-    parse_rows,
-)
+from nodemem.kernel.mountinfo import Lines, look_at_rows, parse_rows
 from nodemem.kernel.mountinfo import Mount as Mount
 from nodemem.kernel.mountinfo import parse_mountinfo as parse_mountinfo
 
@@ -124,18 +117,10 @@ class _View:
 def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool, lines: Lines) -> _View:
     rows, broken = parse_rows(data, lines)
     view = _View(key, [], [], broken)
-    quick = QuickLook(rows, trusted_root)
-    tree: MountTree | None = None
-    for mount_id, parent_id, line in rows:
-        words = line.words
-        if words is None:
-            continue
-        seen = quick.look(mount_id)
-        if seen is None:
-            tree = tree or _tree(rows, trusted_root)
-            seen = tree.look(int(mount_id))
-        hidden, behind = seen
-        device, fstype, source, super_options, path, root, options = words
+    for at, hidden, behind in look_at_rows(rows, lines, trusted_root):
+        mount_id, parent_id, line = rows[at]
+        assert line.words is not None
+        device, fstype, source, super_options, path, root, options = line.words
         point = MountPoint(namespace, path, root, int(mount_id), int(parent_id), options, hidden, behind)
         if fstype == "nsfs":
             if (inode := root[5:-1]).isdigit():
@@ -143,13 +128,6 @@ def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root:
         else:
             view.entries.append((device, fstype, source, super_options, point))
     return view
-
-
-def _tree(rows: Iterable[Row], trusted_root: bool) -> MountTree:
-    tree = MountTree(trusted_root)
-    for mount_id, parent_id, line in rows:
-        tree.add(int(mount_id), MountNode(int(parent_id), line.path, line.fstype))
-    return tree
 
 
 @dataclass(slots=True)
