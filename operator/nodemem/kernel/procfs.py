@@ -300,7 +300,8 @@ class ProcessTable:
     def scan(self, full: bool = False, *, hurried: bool = False) -> ProcessScan:
         """One pass over /proc. Raises nothing: what can't be read is in the result.
 
-        ``hurried`` leaves out when the processes seen for the first time were started; the next scan has it.
+        ``hurried`` leaves out when the processes seen for the first time were started, and takes the IPC namespace to
+        be the same for those that have the cgroup and the mount namespace in common; the next scan has both.
         """
         host = self._host
         read = host.read_small
@@ -318,6 +319,8 @@ class ProcessTable:
         except OSError as error:
             return ProcessScan({}, 0, 0, [Unreadable(proc, _why(error))])
         full = full or not identified
+        hurried = hurried and identified
+        ipc: dict[tuple[bytes, int], int] = {}
         if turn == 0 or len(self._cgroups) > 2 * len(listing):
             self._cgroups.clear()  # of containers that are gone
 
@@ -328,7 +331,7 @@ class ProcessTable:
                 if seen is not None and seen.inode != inode and not self._same(seen, name, inode):
                     seen = None
                 if seen is None:
-                    seen = self._read(pid, name, inode, hurried=hurried and identified)
+                    seen = (self._glance(pid, name, inode, ipc) if hurried else None) or self._read(pid, name, inode)
                 elif full or seen.settling or pid % ROTATION == turn:
                     # statm before status: a change in between is then noticed by the next scan.
                     statm = b"" if seen.process.kernel_thread else read(f"{proc}/{name}/statm")
@@ -419,7 +422,27 @@ class ProcessTable:
         if (adj, cgroup, mnt_ns, ipc_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns):
             seen.process = self._read(pid, name, seen.inode).process
 
-    def _read(self, pid: int, name: str, inode: int, known: Process | None = None, *, hurried: bool = False) -> _Seen:
+    def _glance(self, pid: int, name: str, inode: int, ipc: dict[tuple[bytes, int], int]) -> _Seen | None:
+        """Of a process with an address space what matters most; None: it takes ``_read``. ``ipc``: see ``scan``."""
+        read, base = self._host.read_small, f"{self._host.proc}/{name}/"
+        try:
+            status = self._status.parse(self._read_status(base + "status"))
+            if not status.has_mm:
+                return None
+            adj = int(read(base + "oom_score_adj"))
+            membership = read(base + "cgroup")
+            mnt_ns = int(self._host.readlink(base + "ns/mnt")[5:-1])
+            ipc_ns = ipc.get((membership, mnt_ns))
+            if ipc_ns is None:
+                ipc_ns = ipc[membership, mnt_ns] = int(self._host.readlink(base + "ns/ipc")[5:-1])
+        except (OSError, ValueError):
+            return None
+        if len(membership) >= _SMALL:
+            return None
+        comm, cgroup = os.fsdecode(status.comm), self._cgroup(membership)
+        return _Seen(inode, _process(pid, None, comm, status, adj, cgroup, mnt_ns, ipc_ns))
+
+    def _read(self, pid: int, name: str, inode: int, known: Process | None = None) -> _Seen:
         """Everything of one process; ``known`` to be the same as then, its start time needn't be asked again.
 
         Raises FileNotFoundError or ProcessLookupError if it is gone, another OSError if refused, or MalformedError.
@@ -427,14 +450,9 @@ class ProcessTable:
         host = self._host
         base = f"{host.proc}/{name}"
         stat: Stat | None = None
-        started: int | None = None
-        early: Status | None = None
         if known is not None and known.start_time_ticks is not None and known.has_mm:
             started = known.start_time_ticks
-        elif hurried:
-            data = self._read_status(base + "/status")
-            early = self._status.parse(data) if b"\nVmSize:" in data else None
-        if started is None and (early is None or not early.has_mm):
+        else:
             stat = parse_stat(host.read_small(base + "/stat"))
             if stat.flags & _PF_KTHREAD:
                 return _Seen(inode, _kernel_thread(pid, stat), b"", SETTLING, False, ())
@@ -446,7 +464,7 @@ class ProcessTable:
                 membership = host.read_small(base + "/cgroup")
                 mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
                 ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
-                status = early or self._status.parse(self._read_status(base + "/status"))
+                status = self._status.parse(self._read_status(base + "/status"))
             except (FileNotFoundError, PermissionError, ValueError):
                 pass
             else:

@@ -51,12 +51,14 @@ def pod_path(hierarchy: Hierarchy, ref: ContainerRef, path: str) -> str | None:
     """The topmost ancestor that is the container's pod; none where runtimes keep containers outside of their pods."""
     if ref.pod_uid is None:
         return None
-    above = [
-        each
-        for each in ancestors(path, hierarchy.root)
-        if isinstance(pod := owners.parse_cgroup(each, hierarchy.root), PodRef) and pod.pod_uid == ref.pod_uid
-    ]
-    return above[-1] if above else None
+    found = None
+    for each in ancestors(path, hierarchy.root):
+        pod = owners.parse_cgroup(each, hierarchy.root)
+        if isinstance(pod, PodRef) and pod.pod_uid == ref.pod_uid:
+            found = each
+        elif found is not None:
+            break
+    return found
 
 
 class ContainerTable:
@@ -68,8 +70,10 @@ class ContainerTable:
     - The limit: at most ``ROTATION`` scans old. Events, swappiness, limits of swap: ``SETTINGS_ROTATION``. All of it is
       current in the first scans of a container.
     - A pod without a limit: at most ``ROTATION`` scans old in everything.
-    - In the first scan only these are read; the cgroups are then not ``complete``.
-    - Which containers there are: current for those with processes; an empty one is found within ``ROTATION`` scans.
+    - In the first scan only these are read, and the split only of what holds more than 1 MiB and is no pod without a
+      limit; the cgroups are then not ``complete``.
+    - Which containers there are: current for those with processes; an empty one is found by the second scan, and then
+      within ``ROTATION`` scans.
 
     Without, everything is read each time.
     """
@@ -88,7 +92,7 @@ class ContainerTable:
         self._scans += 1
         if self._scans % FORGETTING == 0:
             owners.forget()
-        if self._thrifty and self._scans % ROTATION:
+        if self._thrifty and self._scans % ROTATION != 1:
             found = {container_id: (each.ref, each.path) for container_id, each in self._before.items()}
         else:
             found = self._walk()
@@ -160,8 +164,11 @@ class ContainerTable:
     def _top(self, path: str, ref: ContainerRef) -> str:
         """A container may have its processes in cgroups that it made below its own."""
         root = self._hierarchy.root
-        above = [each for each in ancestors(path, root) if owners.parse_cgroup(each, root) == ref]
-        return above[-1] if above else path
+        for above in ancestors(path, root):
+            if owners.parse_cgroup(above, root) != ref:
+                break
+            path = above
+        return path
 
     def _look(self, path: str, known: _Known | None, of_pod: bool = False) -> MemoryCgroup | None:
         if self._hierarchy.memory_version is None:
@@ -170,8 +177,7 @@ class ContainerTable:
             if known is None:
                 self._made += 1
                 if self._thrifty and self._scans == 0:  # hundreds are new: what else there is to read comes next time
-                    cheap = self._hierarchy.read(path, cheap=True)
-                    cgroup = _merged(cheap, cheap, limit_bytes=self._hierarchy.limit(path))
+                    cgroup = self._glance(path, of_pod)
                 else:
                     cgroup = self._hierarchy.read(path)
                 known = _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
@@ -189,6 +195,15 @@ class ContainerTable:
             return None
         self._known[path] = known
         return known.cgroup
+
+    def _glance(self, path: str, of_pod: bool) -> MemoryCgroup:
+        """Usage and limit, and what it is made of only where somebody may act on that."""
+        used, limit = self._hierarchy.usage(path), self._hierarchy.limit(path)
+        if used is not None and (limit is None or used < _NEAR_LIMIT * limit):
+            if used <= _MOVED_BYTES or (of_pod and limit is None):
+                return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
+        cheap = self._hierarchy.read(path, cheap=True)
+        return _merged(cheap, cheap, limit_bytes=limit)
 
     def _update(self, path: str, known: _Known) -> MemoryCgroup:
         """Usage, and where it tells of a change what it is made of. The same object where nothing moved."""

@@ -118,6 +118,7 @@ _SANDBOX_SHM = re.compile(
     r"|/[a-z0-9]+-containers/(?P<storage>[^/]+)/userdata/shm"
     r"|/containers/(?P<docker>[0-9a-f]{64})/(?:mounts/)?shm"
 )
+_SHALLOW = 16
 _CREDENTIALS = re.compile(r"/run/credentials/(?P<unit>[^/]+)")
 _RUNTIME_DIR = re.compile(r"/run/user/(?P<uid>[0-9]+)")
 
@@ -200,6 +201,13 @@ def classify(superblock: Superblock, owners: Mapping[int, Collection[Owner]], ho
 
 @lru_cache(maxsize=2048)
 def _parse(path: str, root: str) -> ContainerRef | PodRef | ServiceRef | None:
+    above, _, name = path.rpartition("/")
+    if above and path != root and path.count("/") < _SHALLOW:  # known already from another container of the pod
+        owner = _parse(above, root)
+        if isinstance(owner, ContainerRef) and owner.pod_uid is not None:
+            return owner
+        if isinstance(owner, PodRef) and "conmon" not in path:
+            return _in_pod(owner, _split_colons(name))
     if root != "/" and (path == root or path.startswith(f"{root}/")):
         path = path[len(root) :]
     segments = [part for segment in path.split("/") if segment for part in _split_colons(segment)]

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
@@ -22,7 +23,8 @@ from nodemem.node.containers import Container as Container
 from nodemem.node.containers import ContainerTable
 from nodemem.node.owners import ContainerRef, KernelRef, Owner, TmpfsOwner
 
-PROBE_CANDIDATES = 200
+PROBE_CANDIDATES = (50, 200)
+"""So many small processes are asked which generation the kernel is of, and so many where these can't tell."""
 
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
@@ -393,13 +395,14 @@ class Collector:
         if self._probe is None or self._probe.generation is oom.Generation.UNKNOWN:
             # A few small processes tell; to weigh all of them would be a tenth of a first scan.
             living = [each for each in scan.processes.values() if each.has_mm and each.oom_score_adj is not None]
-            few = sorted(living, key=lambda each: each.rss_bytes)[:PROBE_CANDIDATES]
+            living.sort(key=attrgetter("rss_bytes"))
             init = 1 if any(each.kernel_thread for each in scan.processes.values()) else None
-            self._probe = oom.probe(
-                self._host,
-                [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in few],
-                oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size),
-            )
+            totalpages = oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size)
+            for few in PROBE_CANDIDATES:
+                tasks = [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in living[:few]]
+                self._probe = oom.probe(self._host, tasks, totalpages)
+                if self._probe.generation is not oom.Generation.UNKNOWN:
+                    break
         return self._probe
 
     def _by_cgroup(self, scan: ProcessScan) -> dict[str, list[int]]:
