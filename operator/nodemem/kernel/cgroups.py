@@ -160,8 +160,8 @@ class Hierarchy:
             start = "" if path == "/" else path
             stack.extend(f"{start}/{name}" for name in reversed(children))
 
-    def read(self, path: str, *, cheap: bool = False) -> MemoryCgroup:
-        """The memory of one cgroup; ``cheap`` reads usage and memory.stat only.
+    def read(self, path: str, *, cheap: bool = False, usage: int | None = None) -> MemoryCgroup:
+        """The memory of one cgroup; ``cheap`` reads usage and memory.stat only. ``usage``: as just read.
 
         A v2 cgroup that the memory controller is not enabled for has None everywhere: its memory is counted in the
         nearest ancestor. Raises FileNotFoundError when the cgroup is gone.
@@ -172,8 +172,8 @@ class Hierarchy:
             self._must_exist(place)
         stat_values = _Table(table or b"")
         if self.memory_version == "v1":
-            return self._read_v1(path, place, stat_values, cheap)
-        return self._read_v2(path, place, stat_values, cheap)
+            return self._read_v1(path, place, stat_values, cheap, usage)
+        return self._read_v2(path, place, stat_values, cheap, usage)
 
     def usage(self, path: str) -> int | None:
         """``usage_bytes`` alone. Raises FileNotFoundError when the cgroup is gone."""
@@ -339,9 +339,9 @@ class Hierarchy:
             return None
         return int(word)
 
-    def _read_v1(self, path: str, place: str, table: _Table, cheap: bool) -> MemoryCgroup:
+    def _read_v1(self, path: str, place: str, table: _Table, cheap: bool, usage: int | None) -> MemoryCgroup:
         # total_* sums up the subtree; kernels always print them (mm/memcontrol-v1.c, memcg_stat_show).
-        usage = self._number(place, self._usage_name)
+        usage = self._number(place, self._usage_name) if usage is None else usage
         anon, file = table.get(b"total_rss"), table.get(b"total_cache")
         shmem, swap = table.get(b"total_shmem"), table.get(b"total_swap")
         if cheap:
@@ -365,8 +365,8 @@ class Hierarchy:
             swappiness=self._number(place, "memory.swappiness"),
         )
 
-    def _read_v2(self, path: str, place: str, table: _Table, cheap: bool) -> MemoryCgroup:
-        usage = self._number(place, self._usage_name)
+    def _read_v2(self, path: str, place: str, table: _Table, cheap: bool, usage: int | None) -> MemoryCgroup:
+        usage = self._number(place, self._usage_name) if usage is None else usage
         anon, file, shmem = table.get(b"anon"), table.get(b"file"), table.get(b"shmem")
         kernel = table.get(b"kernel")
         if kernel is None:

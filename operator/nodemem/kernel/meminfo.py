@@ -352,16 +352,19 @@ class Memory:
     unreadable: list[Unreadable]
 
 
-def measure(host: Host, *, layout: Layout | None = None, mapped_shmem_bytes: int | None = None) -> Memory:
+def measure(
+    host: Host, *, layout: Layout | None = None, mapped_shmem_bytes: int | None = None, hurried: bool = False
+) -> Memory:
     """Read /proc/meminfo and what completes it: vmstat, zoneinfo, and only where needed vmallocinfo and sysfs.
 
-    Pass the ``layout`` of an earlier measurement to spare the look at /proc/vmallocinfo. Raises OSError when
+    Pass the ``layout`` of an earlier measurement to spare the look at /proc/vmallocinfo, which takes milliseconds.
+    ``hurried`` does without: where the stacks are may then be guessed. Raises OSError when
     /proc/meminfo itself can't be read, ValueError when it has no MemTotal.
     """
     reader = _Reader(host)
     fields = parse(host.read(f"{host.proc}/meminfo"))
     if layout is None:
-        layout = _learn(reader, fields)
+        layout = _learn(reader, fields, hurried)
     vmalloc = None
     if not vmalloc_used_is_memory(fields) and (data := reader.read(f"{host.proc}/vmallocinfo")) is not None:
         vmalloc = sum(caller.bytes for caller in kernelmem.parse_vmallocinfo(data, host.page_size))
@@ -395,9 +398,9 @@ class _Reader:
         self.host = host
         self.unreadable: list[Unreadable] = []
 
-    def read(self, path: str, *, small: bool = False) -> bytes | None:
+    def read(self, path: str) -> bytes | None:
         try:
-            return self.host.read_small(path) if small else self.host.read(path)
+            return self.host.read(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -437,15 +440,15 @@ class _Reader:
         return used
 
 
-def _learn(reader: _Reader, fields: Mapping[str, int]) -> Layout:
+def _learn(reader: _Reader, fields: Mapping[str, int], hurried: bool) -> Layout:
     host = reader.host
     stacks_in, guessed = IN_VMALLOC, True
-    data = reader.read(f"{host.proc}/vmallocinfo", small=True)
+    data = None if hurried else reader.read(f"{host.proc}/vmallocinfo")
     if data is not None:
-        # One stack is enough, and there is a line for each thread: seldom is more needed than the beginning.
-        stacks = _has_stack(data, host.page_size) or _has_stack(
-            reader.read(f"{host.proc}/vmallocinfo") or b"", host.page_size
-        )
+        names = [name.encode("ascii") for name in kernelmem.STACK_CALLERS]
+        lines = (line for line in data.splitlines() if any(name in line for name in names))
+        # One stack is enough: there is a line for each thread.
+        stacks = any(kernelmem.vmalloc_stack_bytes(kernelmem.parse_vmallocinfo(line, host.page_size)) for line in lines)
         stacks_in, guessed = (IN_VMALLOC if stacks else IN_PAGES), False
     elif vmalloc_used_is_memory(fields) and fields["VmallocUsed"] < fields.get("KernelStack", 0):
         stacks_in, guessed = IN_PAGES, False
@@ -464,14 +467,6 @@ def _learn(reader: _Reader, fields: Mapping[str, int]) -> Layout:
             balloon_in_total = features[2:3] == b"1"
     zpool = (reader.read(f"{host.sys}/module/zswap/parameters/zpool") or b"").strip()
     return Layout(stacks_in, guessed, balloon_in_total, zpool not in (b"zbud", b"z3fold"))
-
-
-def _has_stack(vmallocinfo: bytes, page_size: int) -> bool:
-    names = [name.encode("ascii") for name in kernelmem.STACK_CALLERS]
-    # A last line that is cut off has no newline.
-    whole = vmallocinfo[: vmallocinfo.rfind(b"\n") + 1]
-    lines = (line for line in whole.splitlines() if any(name in line for name in names))
-    return any(kernelmem.vmalloc_stack_bytes(kernelmem.parse_vmallocinfo(line, page_size)) for line in lines)
 
 
 def _counters(data: bytes | None) -> dict[str, int]:

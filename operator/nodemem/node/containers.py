@@ -84,7 +84,7 @@ class ContainerTable:
         self._scans = -1
         self._made = 0
         self._known: dict[str, _Known] = {}
-        self._pod_of: dict[str, str | None] = {}
+        self._pod_of: dict[tuple[str, str | None], str | None] = {}
         self._before: dict[str, Container] = {}
 
     def scan(self, members: Mapping[str, Iterable[int]]) -> tuple[dict[str, Container], dict[str, MemoryCgroup]]:
@@ -120,8 +120,10 @@ class ContainerTable:
             containers[container_id] = old
             if cgroup is not None:
                 self._before[container_id] = old
-            pod = pod_of[path] if path in pod_of else pod_path(self._hierarchy, ref, path)
-            self._pod_of[path] = pod
+            place = path.rpartition("/")[0], ref.pod_uid  # the same for all containers of a pod
+            if place not in self._pod_of:
+                self._pod_of[place] = pod_of[place] if place in pod_of else pod_path(self._hierarchy, ref, path)
+            pod = self._pod_of[place]
             if pod is not None and pod not in pods and (of_pod := self._look(pod, known.get(pod), True)) is not None:
                 pods[pod] = of_pod
         return containers, pods
@@ -164,9 +166,7 @@ class ContainerTable:
     def _top(self, path: str, ref: ContainerRef) -> str:
         """A container may have its processes in cgroups that it made below its own."""
         root = self._hierarchy.root
-        for above in ancestors(path, root):
-            if owners.parse_cgroup(above, root) != ref:
-                break
+        while path != root and owners.parse_cgroup(above := path.rpartition("/")[0] or "/", root) == ref:
             path = above
         return path
 
@@ -202,8 +202,9 @@ class ContainerTable:
         if used is not None and (limit is None or used < _NEAR_LIMIT * limit):
             if used <= _MOVED_BYTES or (of_pod and limit is None):
                 return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
-        cheap = self._hierarchy.read(path, cheap=True)
-        return _merged(cheap, cheap, limit_bytes=limit)
+        cgroup = self._hierarchy.read(path, cheap=True, usage=used)
+        cgroup.limit_bytes = limit
+        return cgroup
 
     def _update(self, path: str, known: _Known) -> MemoryCgroup:
         """Usage, and where it tells of a change what it is made of. The same object where nothing moved."""

@@ -5,9 +5,11 @@ A ``Collector`` keeps what makes the next snapshot cheap. It holds no opinion: f
 """
 
 import errno
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
@@ -183,15 +185,22 @@ class Collector:
 
         ``progress`` is told each step before it begins. Raises OSError if /proc/meminfo can't be used.
         """
+        hurried = self._thrift is not None and not self._owners
+        with _uncollected() if hurried else nullcontext():
+            return self._collect(full, hurried, deep, inspect, writers_of, progress)
+
+    def _collect(
+        self, full: bool, hurried: bool, deep: Deep, inspect: int, writers_of: int, progress: Callable[[str], None]
+    ) -> Snapshot:
         host = self._host
         now = host.now()
         missing: list[Unreadable] = []
         progress("processes")
-        scan = self._processes.scan(full=full, hurried=self._thrift is not None and not self._owners)
+        scan = self._processes.scan(full=full, hurried=hurried)
         members = self._by_cgroup(scan)
         progress("mounts")
         namespaces = scan.mount_namespaces()
-        mounts, memory = self._mounts_and_memory(namespaces)
+        mounts, memory = self._mounts_and_memory(namespaces, hurried)
         progress("cgroups")
         containers, pods = self._containers.scan(members)
         found = self._inspect(scan, mounts, inspect, writers_of, progress, missing)
@@ -262,13 +271,15 @@ class Collector:
             containers=self._containers.refresh(last.containers),
         )
 
-    def _mounts_and_memory(self, namespaces: Mapping[int, Sequence[int]]) -> tuple[MountScan, meminfo.Memory]:
+    def _mounts_and_memory(
+        self, namespaces: Mapping[int, Sequence[int]], hurried: bool
+    ) -> tuple[MountScan, meminfo.Memory]:
         """With thrift a sparing scan first; what that may have missed shows in Shmem."""
         if self._thrift is not None and self._beside_tmpfs is not None:
             mounts, memory = self._mounts.scan(namespaces, sparing=True), self._measure()
             if not self._came_unexplained(mounts, memory):
                 return mounts, memory
-        mounts, memory = self._mounts.scan(namespaces), self._measure()
+        mounts, memory = self._mounts.scan(namespaces), self._measure(hurried)
         self._beside_tmpfs = _beside_tmpfs(mounts, memory)
         return mounts, memory
 
@@ -278,12 +289,12 @@ class Collector:
             return True
         return abs(_beside_tmpfs(mounts, memory) - self._beside_tmpfs) > self._thrift.unexplained_bytes
 
-    def _measure(self) -> meminfo.Memory:
+    def _measure(self, hurried: bool = False) -> meminfo.Memory:
         try:
-            memory = meminfo.measure(self._host, layout=self._layout)
+            memory = meminfo.measure(self._host, layout=self._layout, hurried=hurried)
         except ValueError as error:
             raise OSError(errno.EBADMSG, str(error)) from error
-        self._layout = memory.layout
+        self._layout = None if hurried else memory.layout
         return memory
 
     def _inspect(
@@ -400,9 +411,10 @@ class Collector:
             totalpages = oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size)
             for few in PROBE_CANDIDATES:
                 tasks = [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in living[:few]]
-                self._probe = oom.probe(self._host, tasks, totalpages)
-                if self._probe.generation is not oom.Generation.UNKNOWN:
+                self._probe = probe = oom.probe(self._host, tasks, totalpages)
+                if probe.generation is not oom.Generation.UNKNOWN:
                     break
+            return probe
         return self._probe
 
     def _by_cgroup(self, scan: ProcessScan) -> dict[str, list[int]]:
@@ -503,6 +515,18 @@ class Collector:
             oom_kill_allocating_task=None if allocating is None else allocating != 0,
             swappiness=number("sys/vm/swappiness"),
         )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: all that a first scan makes stays, and would be gone through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _beside_tmpfs(mounts: MountScan, memory: meminfo.Memory) -> int:
