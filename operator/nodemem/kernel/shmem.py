@@ -22,6 +22,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from nodemem.kernel import meminfo, namespaces, syscalls
@@ -380,17 +381,19 @@ class _Scan:
         self._named: list[tuple[int, str]] = []  # open files with a name, not yet looked at
         self._example: dict[_Key, str] = {}  # a path through which a mapped file of a tmpfs can be measured
         self._devices: set[str] = set()  # of every filesystem in some mountinfo
-        self._device_of_mount: dict[bytes, str | None] = {}
         self._unknown_maps: dict[str, dict[int, str]] = {}  # device -> pid -> path
-        for superblock in self._mounts.superblocks.values():
-            for point in superblock.mounts:
-                self._device_of_mount[str(point.mount_id).encode()] = superblock.device
         self._learned: set[int | None] = set()
         self._probes = 0
         self._timeouts = 0
         self._drm: dict[tuple[bytes, ...], int] = {}
         self._own_ipc = self._find_own_ipc()
         self._entered: set[int | None] = {self._own_ipc}
+
+    @cached_property
+    def _device_of_mount(self) -> dict[bytes, str | None]:
+        """By mount id; wanted only where descriptors are looked at."""
+        superblocks = self._mounts.superblocks.values()
+        return {str(point.mount_id).encode(): each.device for each in superblocks for point in each.mounts}
 
     # --- what is there without looking into processes
 

@@ -90,7 +90,7 @@ class ContainerTable:
     def scan(self, members: Mapping[str, Iterable[int]]) -> tuple[dict[str, Container], dict[str, MemoryCgroup]]:
         """Containers by id and the cgroups of their pods by path. ``members``: path in the hierarchy -> processes."""
         self._scans += 1
-        if self._scans % FORGETTING == 0:
+        if self._scans % FORGETTING == FORGETTING - 1:
             owners.forget()
         if self._thrifty and self._scans % ROTATION != 1:
             found = {container_id: (each.ref, each.path) for container_id, each in self._before.items()}
