@@ -19,6 +19,9 @@ LOCAL = frozenset(
 )
 
 
+_MOST_DIGITS = 42  # of two ids of 64 bits, with their spaces
+
+
 class Mount(NamedTuple):
     """One line of /proc/<pid>/mountinfo (proc(5)), unescaped. ``path`` is the mount point below the reader's root."""
 
@@ -125,15 +128,20 @@ def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
 
     ``lines`` spares the parsing of what another namespace had: give the same one for all of them.
     """
-    texts = [text.split(b" ", 2) for text in data.split(b"\n") if text]
     rows: list[Row] = []
-    for fields in texts:
-        if len(fields) == 3:
-            mount_id, parent_id, rest = fields
-            line = lines[rest]
-            if line is not None and mount_id.isdigit() and parent_id.isdigit() and len(mount_id + parent_id) <= 40:
-                rows.append((mount_id, parent_id, line))
-    return rows, len(texts) - len(rows)
+    broken = 0
+    for text in data.split(b"\n"):
+        try:
+            mount_id, parent_id, rest = text.split(b" ", 2)
+        except ValueError:
+            broken += bool(text)
+            continue
+        line = lines[rest]
+        if line is not None and mount_id.isdigit() and parent_id.isdigit() and len(text) - len(rest) <= _MOST_DIGITS:
+            rows.append((mount_id, parent_id, line))
+        else:
+            broken += 1
+    return rows, broken
 
 
 def look_at_rows(rows: Sequence[Row], lines: Lines, trusted_root: bool) -> Looks:

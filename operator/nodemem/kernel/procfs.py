@@ -426,9 +426,10 @@ class ProcessTable:
         """Of a process with an address space what matters most; None: it takes ``_read``. ``ipc``: see ``scan``."""
         read, base = self._host.read_small, f"{self._host.proc}/{name}/"
         try:
-            status = self._status.parse(self._read_status(base + "status"))
-            if not status.has_mm:
+            data = self._read_status(base + "status")
+            if b"\nVmSize:" not in data:
                 return None
+            status = self._status.parse(data)
             adj = int(read(base + "oom_score_adj"))
             membership = read(base + "cgroup")
             mnt_ns = int(self._host.readlink(base + "ns/mnt")[5:-1])
