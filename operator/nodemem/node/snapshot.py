@@ -5,11 +5,9 @@ A ``Collector`` keeps what makes the next snapshot cheap. It holds no opinion: f
 """
 
 import errno
-import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
@@ -186,12 +184,6 @@ class Collector:
         ``progress`` is told each step before it begins. Raises OSError if /proc/meminfo can't be used.
         """
         hurried = self._thrift is not None and not self._owners
-        with _uncollected() if hurried else nullcontext():
-            return self._collect(full, hurried, deep, inspect, writers_of, progress)
-
-    def _collect(
-        self, full: bool, hurried: bool, deep: Deep, inspect: int, writers_of: int, progress: Callable[[str], None]
-    ) -> Snapshot:
         host = self._host
         now = host.now()
         missing: list[Unreadable] = []
@@ -515,18 +507,6 @@ class Collector:
             oom_kill_allocating_task=None if allocating is None else allocating != 0,
             swappiness=number("sys/vm/swappiness"),
         )
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: all that a first scan makes stays, and would be gone through again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _beside_tmpfs(mounts: MountScan, memory: meminfo.Memory) -> int:
