@@ -100,7 +100,9 @@ def test_what_went_since_is_left_out_or_as_it_was(collector: Collector) -> None:
         workloads.tmpfs_here(8 * MIB, limit=64 * MIB) as here,
         workloads.container_cgroup("0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d", container_id),
     ):
+        collector.collect(full=False)
         snapshot = collector.collect(full=False)
+        assert container_id in snapshot.containers, "the second scan finds what no process is in"
     refreshed = collector.refresh(snapshot)
     assert container_id not in refreshed.containers
     assert refreshed.mounts.superblocks[here.device] == snapshot.mounts.superblocks[here.device]
@@ -197,3 +199,52 @@ def test_growth_of_a_tmpfs_alone_costs_no_new_attribution(collector: Collector) 
     assert after.shmem.tmpfs_bytes - before.shmem.tmpfs_bytes == pytest.approx(200 * MIB, abs=16 * MIB)
     assert after.shmem.memfd_bytes == before.shmem.memfd_bytes
     assert collector._attributed is attributed
+
+
+def test_first_scan_has_what_a_container_holds_and_leaves_the_split_of_a_small_one_to_the_second(
+    collector: Collector,
+) -> None:
+    large, small = secrets.token_hex(32), secrets.token_hex(32)
+    uid = "0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4d"
+    with (
+        workloads.container_cgroup(uid, large) as of_large,
+        workloads.container_cgroup(uid, small) as of_small,
+        workloads.shared_anonymous(70 * MIB, cgroup=of_large),
+        workloads.shared_anonymous(4096, cgroup=of_small),
+    ):
+        first, second = (collector.collect(full=False).containers for _ in range(2))
+    holds = [(each[large].cgroup, each[small].cgroup) for each in (first, second)]
+    (large_first, small_first), (large_second, small_second) = holds
+    assert large_first is not None
+    assert large_first.shmem_bytes == 70 * MIB
+    assert large_second is not None
+    assert large_first.limit_bytes == large_second.limit_bytes
+    assert small_first is not None
+    assert 0 < (small_first.usage_bytes or 0) <= MIB
+    assert small_first.shmem_bytes is None, "not read is unknown, and not 0"
+    assert small_second is not None
+    assert small_second.shmem_bytes == 4096
+    assert not small_first.complete
+    assert small_second.complete
+
+
+def test_first_scan_guesses_where_stacks_are_and_the_second_looks(collector: Collector) -> None:
+    with counted_reads(collector) as paths:
+        collector.collect(full=False)
+    assert "/proc/vmallocinfo" not in paths
+    with counted_reads(collector) as paths:
+        snapshot = collector.collect(full=False)
+    assert "/proc/vmallocinfo" in paths
+    assert not snapshot.memory.layout.stacks_guessed
+
+
+def test_second_scan_knows_the_ipc_namespaces_and_start_times_that_the_first_did_not_ask(collector: Collector) -> None:
+    def unshared() -> int:
+        workloads.unshare(workloads.CLONE_NEWIPC)
+        return workloads.namespace_inode("ipc")
+
+    with workloads.child(unshared) as (pid, ipc_ns):
+        first, second = (collector.collect(full=False).processes[pid] for _ in range(2))
+    assert first.start_time_ticks is None
+    assert second.start_time_ticks is not None
+    assert second.ipc_ns == ipc_ns

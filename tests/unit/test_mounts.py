@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mountinfo import Lines, MountNode, MountTree, QuickLook, parse_rows
+from nodemem.kernel.mountinfo import Lines, MountNode, MountTree, QuickLook, look_at_rows, parse_rows
 from nodemem.kernel.mounts import MountScan, MountTable, parse_mountinfo
 
 MIB = 1 << 20
@@ -324,6 +324,23 @@ def test_quick_look_agrees_with_the_tree_or_leaves_it_to_it(lines: list[Any], tr
         tree.add(int(mount_id), MountNode(int(parent_id), rest.path, rest.fstype))
     for mount_id, _, _ in rows:
         assert quick.look(mount_id) in (None, tree.look(int(mount_id)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_what_was_found_for_one_namespace_is_true_of_another_that_is_alike(data: st.DataObject) -> None:
+    lines = st.tuples(numbers, numbers, paths, st.sampled_from(["tmpfs", "ext4", "fuse.x"]))
+    known = Lines()
+    for _ in range(2):
+        text = "".join(line(*fields) for fields in data.draw(st.lists(lines, max_size=5))).encode()
+        shift = data.draw(st.integers(0, 3))  # the same mounts with other ids
+        moved = b"\n".join(
+            b"%d %d %s" % (int(words[0]) + shift, int(words[1]) + shift, words[2])
+            for words in (each.split(b" ", 2) for each in text.splitlines())
+        )
+        for each in (text, moved):
+            looks = look_at_rows(parse_rows(each, known)[0], known, False)
+            assert looks == look_at_rows(parse_rows(each, Lines())[0], Lines(), False)
 
 
 def test_quick_look_is_sure_of_what_containers_have() -> None:

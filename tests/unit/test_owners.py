@@ -93,6 +93,11 @@ def test_a_monitor_in_a_pod_is_the_pod_s_and_no_container(path: str) -> None:
     assert parse_cgroup(path) == PodRef(UID, "Burstable")
 
 
+def test_a_cgroup_a_thousand_levels_deep_is_still_its_container_s() -> None:
+    pod = cgroupfs_pod(UID, "Burstable")
+    assert parse_cgroup(f"{pod}/{ID}" + "/deep" * 3000) == parse_cgroup(f"{pod}/{ID}")
+
+
 def test_a_pod_in_a_pod_belongs_to_the_outer_one() -> None:
     path = (
         f"{systemd_pod(UID, 'Burstable')}/cri-containerd-{ID}.scope{cgroupfs_pod(STATIC_UID, 'Guaranteed')}/{NODE_ID}"

@@ -199,9 +199,9 @@ class ContainerTable:
     def _glance(self, path: str, of_pod: bool) -> MemoryCgroup:
         """Usage and limit, and what it is made of only where somebody may act on that."""
         used, limit = self._hierarchy.usage(path), self._hierarchy.limit(path)
-        if used is not None and (limit is None or used < _NEAR_LIMIT * limit):
-            if used <= _MOVED_BYTES or (of_pod and limit is None):
-                return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
+        little = used is not None and used <= _MOVED_BYTES and (limit is None or used < _NEAR_LIMIT * limit)
+        if little or (of_pod and limit is None):
+            return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
         cgroup = self._hierarchy.read(path, cheap=True, usage=used)
         cgroup.limit_bytes = limit
         return cgroup

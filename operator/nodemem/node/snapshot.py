@@ -156,6 +156,8 @@ class Collector:
         self._host = host
         self._thrift = thrift
         self._clock = clock
+        self._hurried = thrift is not None
+        """The first scan, which leaves to the second what can wait."""
         self._found: dict[str, _Found] = {}
         self._attributed: _Attributed | None = None
         self._processes = ProcessTable(host)
@@ -183,7 +185,7 @@ class Collector:
 
         ``progress`` is told each step before it begins. Raises OSError if /proc/meminfo can't be used.
         """
-        hurried = self._thrift is not None and not self._owners
+        hurried, self._hurried = self._hurried, False
         host = self._host
         now = host.now()
         missing: list[Unreadable] = []
