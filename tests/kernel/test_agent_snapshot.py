@@ -238,13 +238,12 @@ def test_first_scan_guesses_where_stacks_are_and_the_second_looks(collector: Col
     assert not snapshot.memory.layout.stacks_guessed
 
 
-def test_second_scan_knows_the_ipc_namespaces_and_start_times_that_the_first_did_not_ask(collector: Collector) -> None:
-    def unshared() -> int:
-        workloads.unshare(workloads.CLONE_NEWIPC)
-        return workloads.namespace_inode("ipc")
-
-    with workloads.child(unshared) as (pid, ipc_ns):
-        first, second = (collector.collect(full=False).processes[pid] for _ in range(2))
+def test_second_scan_knows_the_start_times_that_the_first_did_not_ask(collector: Collector) -> None:
+    with workloads.shared_anonymous(4096) as workload:
+        first, second, at_once = (
+            each.collect(full=False).processes[workload.pid] for each in (collector, collector, Collector(Host()))
+        )
     assert first.start_time_ticks is None
     assert second.start_time_ticks is not None
-    assert second.ipc_ns == ipc_ns
+    assert second.start_time_ticks == at_once.start_time_ticks
+    assert first.ipc_ns == at_once.ipc_ns

@@ -300,8 +300,7 @@ class ProcessTable:
     def scan(self, full: bool = False, *, hurried: bool = False) -> ProcessScan:
         """One pass over /proc. Raises nothing: what can't be read is in the result.
 
-        ``hurried`` leaves out when the processes seen for the first time were started, and takes the IPC namespace to
-        be the same for those that have the cgroup and the mount namespace in common; the next scan has both.
+        ``hurried`` leaves out when the processes seen for the first time were started; the next scan has it.
         """
         host = self._host
         read = host.read_small
@@ -320,7 +319,6 @@ class ProcessTable:
             return ProcessScan({}, 0, 0, [Unreadable(proc, _why(error))])
         full = full or not identified
         hurried = hurried and identified
-        ipc: dict[tuple[bytes, int], int] = {}
         if turn == 0 or len(self._cgroups) > 2 * len(listing):
             self._cgroups.clear()  # of containers that are gone
 
@@ -331,7 +329,7 @@ class ProcessTable:
                 if seen is not None and seen.inode != inode and not self._same(seen, name, inode):
                     seen = None
                 if seen is None:
-                    seen = (self._glance(pid, name, inode, ipc) if hurried else None) or self._read(pid, name, inode)
+                    seen = (self._glance(pid, name, inode) if hurried else None) or self._read(pid, name, inode)
                 elif full or seen.settling or pid % ROTATION == turn:
                     # statm before status: a change in between is then noticed by the next scan.
                     statm = b"" if seen.process.kernel_thread else read(f"{proc}/{name}/statm")
@@ -422,8 +420,8 @@ class ProcessTable:
         if (adj, cgroup, mnt_ns, ipc_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns):
             seen.process = self._read(pid, name, seen.inode).process
 
-    def _glance(self, pid: int, name: str, inode: int, ipc: dict[tuple[bytes, int], int]) -> _Seen | None:
-        """Of a process with an address space what matters most; None: it takes ``_read``. ``ipc``: see ``scan``."""
+    def _glance(self, pid: int, name: str, inode: int) -> _Seen | None:
+        """All but the start of a process that has an address space and lets it be read; None: it takes ``_read``."""
         read, base = self._host.read_small, f"{self._host.proc}/{name}/"
         try:
             data = self._read_status(base + "status")
@@ -433,9 +431,7 @@ class ProcessTable:
             adj = int(read(base + "oom_score_adj"))
             membership = read(base + "cgroup")
             mnt_ns = int(self._host.readlink(base + "ns/mnt")[5:-1])
-            ipc_ns = ipc.get((membership, mnt_ns))
-            if ipc_ns is None:
-                ipc_ns = ipc[membership, mnt_ns] = int(self._host.readlink(base + "ns/ipc")[5:-1])
+            ipc_ns = int(self._host.readlink(base + "ns/ipc")[5:-1])
         except (OSError, ValueError):
             return None
         if len(membership) >= _SMALL:
