@@ -36,7 +36,7 @@ class Made:
     scene: scene.Scene
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     place = tmp_path_factory.mktemp("page")
     path, capture, replayed = place / "report.html", place / "node.tar.gz", place / "replayed.html"
@@ -50,8 +50,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield Made(path, capture, replayed, said, trouble)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Not longer than a module: while playwright runs, its event loop is this thread's, and others can't have one."""
     chromium = debian.ensure("chromium", "chromium")
     with sync_playwright() as driver, driver.chromium.launch(executable_path=chromium, args=FLAGS) as found:
         yield found

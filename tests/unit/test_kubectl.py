@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import re
 import subprocess
 import sys
 import time
@@ -49,13 +48,16 @@ def names(text: str) -> list[str]:
     return [line.split()[0] for line in lines[start + 1 :] if line.strip()]
 
 
-FLEET = [
-    report(
-        "b", status(run_tmpfs(2 * GIB, 6 * GIB, growth_bytes_per_hour=GIB), growth_bytes_per_hour=GIB, age_seconds=60)
-    ),
-    report("a", status(run_tmpfs(15 * GIB, 16 * GIB), age_seconds=7200)),
-    report("c", status(run_tmpfs(MIB, 6 * GIB), total_bytes=128 * GIB)),
-]
+def fleet() -> list[dict[str, Any]]:
+    """As of now: what is silent is silent for so long."""
+    return [
+        report(
+            "b",
+            status(run_tmpfs(2 * GIB, 6 * GIB, growth_bytes_per_hour=GIB), growth_bytes_per_hour=GIB, age_seconds=60),
+        ),
+        report("a", status(run_tmpfs(15 * GIB, 16 * GIB), age_seconds=7200)),
+        report("c", status(run_tmpfs(MIB, 6 * GIB), total_bytes=128 * GIB)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,17 +68,17 @@ FLEET = [
     ],
 )  # fmt: skip
 def test_top_puts_first_what_needs_a_look(sort: str, order: str) -> None:
-    rows = [top.row_of(each) for each in FLEET]
+    rows = [top.row_of(each) for each in fleet()]
     assert "".join(names(text_of(top.render(rows, sort, wide=False)))) == order
 
 
 def test_top_says_unknown_and_silent_and_missing_and_never_zero_for_them() -> None:
     bare = {"metadata": {"name": "bare"}, "status": {"observedAt": timestamp(time.time())}}
     empty = {"metadata": {"name": "empty"}}
-    rows = [top.row_of(each) for each in (*FLEET, bare, empty)]
+    rows = [top.row_of(each) for each in (*fleet(), bare, empty)]
     text = text_of(top.render(rows, "hidden", wide=False))
     lines = {line.split()[0]: line for line in text.splitlines() if line}
-    assert re.search(r" 2 h( \d+ min)? \(stale\)", lines["a"])  # the fleet is as old as this module's import
+    assert " 2 h (stale)" in lines["a"]
     assert set(lines["bare"].split()[1:6]) == {"-"}
     assert lines["empty"].endswith("no report yet")
     assert "Stale: a." in text
@@ -171,7 +173,7 @@ def test_a_table_keeps_within_the_terminal_and_the_node_and_its_hidden_memory_ar
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
-    rows = [top.row_of(each) for each in FLEET]
+    rows = [top.row_of(each) for each in fleet()]
     text = text_of(top.render(rows, "hidden", wide=False), columns)
     header = next(line for line in text.splitlines() if line.startswith("NODE"))
     assert {"NODE", "HIDDEN"} <= set(header.split())
