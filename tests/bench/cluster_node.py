@@ -234,7 +234,7 @@ class ModelNode:
 
 
 def _superblock(of: Tmpfs, now: float) -> Superblock:
-    mounts = [MountPoint(1, of.path, "/", 30, 29, "rw,relatime", False)]
+    mounts = [MountPoint(1, of.path, "/", 30, "rw,relatime", False)]
     return Superblock(
         of.device,
         "tmpfs",

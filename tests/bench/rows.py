@@ -60,6 +60,7 @@ def memory_cgroups(host: Host) -> Scan:
 
 def agent(host: Host) -> Scan:
     """Once a minute in the agent: all that the yardstick reads, what is made of it, exposures, the report's status."""
+    from nodemem.agent import lean  # isort: skip # noqa: F401 - as the agent does it
     from nodemem.agent import exposures
     from nodemem.node import report
     from nodemem.node.snapshot import Collector, Thrift
@@ -79,6 +80,7 @@ def agent(host: Host) -> Scan:
 
 def agent_refresh(host: Host) -> Scan:
     """Three times a minute in the agent: memory, tmpfs and containers, no look at processes and mounts."""
+    from nodemem.agent import lean  # isort: skip # noqa: F401 - as the agent does it
     from nodemem.node.snapshot import Collector, Thrift
 
     collector = Collector(host, Thrift())
@@ -89,6 +91,7 @@ def agent_refresh(host: Host) -> Scan:
 
 def snapshot(host: Host) -> Scan:
     """What the agent reads and makes of it (owners, partition, Shmem by source), without exposures and report."""
+    from nodemem.agent import lean  # isort: skip # noqa: F401 - as the agent does it
     from nodemem.node.snapshot import Collector, Thrift
 
     collector = Collector(host, Thrift())
@@ -97,6 +100,7 @@ def snapshot(host: Host) -> Scan:
 
 def snapshot_deep(host: Host) -> Scan:
     """The same with the descriptors and maps of all processes."""
+    from nodemem.agent import lean  # isort: skip # noqa: F401 - as the agent does it
     from nodemem.node.snapshot import Collector, Thrift
 
     collector = Collector(host, Thrift())

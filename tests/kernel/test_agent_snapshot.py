@@ -246,4 +246,3 @@ def test_second_scan_knows_the_start_times_that_the_first_did_not_ask(collector:
     assert first.start_time_ticks is None
     assert second.start_time_ticks is not None
     assert second.start_time_ticks == at_once.start_time_ticks
-    assert first.ipc_ns == at_once.ipc_ns

@@ -25,6 +25,7 @@ from nodemem.kernel.capture import RecordingHost, ReplayHost
 from nodemem.kernel.host import Host
 from nodemem.kernel.mounts import MountPoint, MountScan, MountTable, Superblock
 from nodemem.kernel.namespaces import in_namespaces
+from nodemem.node.snapshot import Collector, Thrift
 
 
 def scan(*labs: Lab, host: Host | None = None) -> MountScan:
@@ -325,6 +326,35 @@ def test_changes_between_scans_are_seen(tmp_path: Path) -> None:
         lab.run(lambda: unmount(tmp_path / "t"))
         assert at(table.scan(namespaces), tmp_path / "t") == []
         assert table.scan({}).superblocks == {}
+
+
+def test_covered_ones_are_left_to_the_next_scan_where_those_in_the_open_hold_enough(tmp_path: Path) -> None:
+    def setup() -> None:
+        filled(tmp_path / "t", 1)
+        filled(tmp_path / "t", 2)
+
+    with mount_namespace(setup) as lab:
+        namespaces = {lab.namespace: [lab.pid]}
+        table = MountTable(Host())
+        first = at(table.scan(namespaces, enough_bytes=2 * MIB), tmp_path / "t")
+        second = at(table.scan(namespaces), tmp_path / "t")
+        assert [sb.used_bytes for sb in first] == [None, 2 * MIB]
+        assert first[0].why_unknown == "hidden by another mount; not looked at yet"
+        assert [sb.used_bytes for sb in second] == [1 * MIB, 2 * MIB]
+        at_once = at(MountTable(Host()).scan(namespaces, enough_bytes=1 << 50), tmp_path / "t")
+        assert [sb.used_bytes for sb in at_once] == [1 * MIB, 2 * MIB]
+
+
+def test_first_scan_of_an_agent_looks_below_covers_only_for_shmem_that_nothing_else_explains(tmp_path: Path) -> None:
+    def setup() -> None:
+        filled(tmp_path / "t", 8)
+        filled(tmp_path / "t", 2)
+
+    anything_goes = Thrift(moved_bytes=1 << 50, attribute_share=1)
+    each_page_counts = Thrift(moved_bytes=0)
+    with mount_namespace(setup):
+        found = [Collector(Host(), thrift).collect(full=False) for thrift in (anything_goes, each_page_counts)]
+        assert [at(each.mounts, tmp_path / "t")[0].used_bytes for each in found] == [None, 8 * MIB]
 
 
 def test_usage_below_a_cover_is_taken_again_when_it_is_old(tmp_path: Path) -> None:

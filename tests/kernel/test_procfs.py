@@ -17,12 +17,12 @@ import pytest
 
 from nodemem.kernel.capture import RecordingHost, open_capture
 from nodemem.kernel.host import Host
-from nodemem.kernel.procfs import ROTATION, SETTLING, Process, ProcessTable
+from nodemem.kernel.procfs import ROTATION, SETTLING, ProcessTable
 
 MIB = 1024 * 1024
 SLACK = MIB
 """What a forked Python process touches by itself while it makes a step, in bytes: well above what was seen."""
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
+CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -365,19 +365,15 @@ def test_an_exec_is_seen_by_the_next_scan() -> None:
         process.stdout.close()
 
 
-def test_new_namespaces_are_seen_at_once_in_a_young_process_and_within_a_rotation_later() -> None:
-    def namespaces(seen: Process) -> tuple[int | None, int | None]:
-        return seen.mnt_ns, seen.ipc_ns
-
-    own = (os.stat("/proc/self/ns/mnt").st_ino, os.stat("/proc/self/ns/ipc").st_ino)
-    with child(lambda: unshare(CLONE_NEWNS | CLONE_NEWIPC)) as process:
+def test_a_new_mount_namespace_is_seen_at_once_in_a_young_process_and_within_a_rotation_later() -> None:
+    own = os.stat("/proc/self/ns/mnt").st_ino
+    with child(lambda: unshare(CLONE_NEWNS)) as process:
         table = ProcessTable(Host())
-        assert namespaces(table.scan().processes[process.pid]) == own
+        assert table.scan().processes[process.pid].mnt_ns == own
         process.step()
-        mnt_ns, ipc_ns = namespaces(table.scan().processes[process.pid])
-        assert mnt_ns == os.stat(f"/proc/{process.pid}/ns/mnt").st_ino != own[0]
-        assert ipc_ns == os.stat(f"/proc/{process.pid}/ns/ipc").st_ino != own[1]
-    with child(lambda: unshare(CLONE_NEWNS | CLONE_NEWIPC)) as process:
+        mnt_ns = table.scan().processes[process.pid].mnt_ns
+        assert mnt_ns == os.stat(f"/proc/{process.pid}/ns/mnt").st_ino != own
+    with child(lambda: unshare(CLONE_NEWNS)) as process:
         table = settled()
         process.step()
         later = [table.scan() for _ in range(ROTATION)][-1]
@@ -446,7 +442,7 @@ def as_nobody(action: Callable[[], object]) -> str:
         return pipe.read().decode()
 
 
-def test_without_privilege_the_sizes_are_there_and_the_missing_namespaces_are_said() -> None:
+def test_without_privilege_the_sizes_are_there_and_the_missing_namespace_is_said() -> None:
     parent = os.getpid()
 
     def look() -> object:
@@ -454,7 +450,7 @@ def test_without_privilege_the_sizes_are_there_and_the_missing_namespaces_are_sa
         seen = found.processes[parent]
         return seen.rss_bytes > MIB, seen.mnt_ns, sorted({missing.what for missing in found.unreadable})
 
-    assert as_nobody(look) == str((True, None, ["/proc/<pid>/ns/ipc", "/proc/<pid>/ns/mnt"]))
+    assert as_nobody(look) == str((True, None, ["/proc/<pid>/ns/mnt"]))
 
 
 def test_hidepid_is_named_as_the_reason() -> None:

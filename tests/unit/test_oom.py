@@ -568,7 +568,6 @@ def process(pid: int = 7, **changes: object) -> Process:
         "oom_score_adj": -5,
         "cgroup": "/c",
         "mnt_ns": 1,
-        "ipc_ns": 2,
     }
     return Process(**(values | changes))  # type: ignore[arg-type]
 

@@ -180,7 +180,7 @@ def test_a_sandbox_is_one_process_called_pause() -> None:
 
 def tmpfs(*mounts: tuple[int, str]) -> Superblock:
     points = [
-        MountPoint(namespace=namespace, path=path, root="/", mount_id=n, parent_id=1, options="rw", hidden=False)
+        MountPoint(namespace=namespace, path=path, root="/", mount_id=n, options="rw", hidden=False)
         for n, (namespace, path) in enumerate(mounts, start=50)
     ]
     return Superblock(

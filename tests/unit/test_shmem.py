@@ -1,6 +1,7 @@
 """Claims about kernel/shmem on constructed trees: swap, kernels and drivers that this machine doesn't have, hostile
 bytes."""
 
+import errno
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ OWN_IPC = 4026531839
 REGULAR = 0o100600
 
 
-def process(pid: int, shmem: int | None = 0, swap: int = 0, ipc_ns: int | None = OWN_IPC) -> Process:
+def process(pid: int, shmem: int | None = 0, swap: int = 0) -> Process:
     return Process(
         pid=pid,
         ppid=1,
@@ -43,7 +44,6 @@ def process(pid: int, shmem: int | None = 0, swap: int = 0, ipc_ns: int | None =
         oom_score_adj=0,
         cgroup="/",
         mnt_ns=1,
-        ipc_ns=ipc_ns,
     )
 
 
@@ -58,7 +58,7 @@ def tmpfs(device: str, used: int | None, mount_id: int = 30, path: str = "/run")
         inodes=None,
         inodes_used=None,
         unlimited=used is None,
-        mounts=[MountPoint(1, path, "/", mount_id, 1, "rw", False)],
+        mounts=[MountPoint(1, path, "/", mount_id, "rw", False)],
         access_pid=1,
         access_path=f"/proc/1/root{path}",
         why_unknown=None if used is not None else "mounted without a size limit",
@@ -383,15 +383,34 @@ def test_a_process_whose_maps_are_closed_is_named_with_what_it_has_resident() ->
 
 def test_segments_of_other_ipc_namespaces_come_from_inside_them() -> None:
     tree = Tree()
-    tree.processes[7] = process(7, ipc_ns=99)
-    tree.processes[8] = process(8, ipc_ns=98)
+    tree.processes = {pid: process(pid) for pid in (7, 8, 9)}
+    links = {
+        "/proc/self/ns/ipc": {"value": f"ipc:[{OWN_IPC}]"},
+        "/proc/7/ns/ipc": {"value": "ipc:[99]"},
+        "/proc/8/ns/ipc": {"value": "ipc:[98]"},
+        "/proc/9/ns/ipc": {"errno": errno.EACCES},
+    }
     answers = {"99": (HEADER + segment(0, rss=3 * MIB)).decode(), "98": [1]}
-    host = ReplayHost(tree.files, {"observe": {"sysvipc of the other IPC namespaces": {"value": answers}}})
+    observed = {"sysvipc of the other IPC namespaces": {"value": answers}}
+    host = ReplayHost(tree.files, {"observe": observed, "readlink": links})
     found = attribute(host, 3 * MIB, tree.processes, MountScan({}, [], {}), fields={})
     assert [(one.ipc_ns, one.bytes) for one in found.objects] == [(99, 3 * MIB)]
-    assert ("System V segments of an IPC namespace", "entering it needs CAP_SYS_ADMIN", 1) in {
-        (gap.what, gap.why, gap.count) for gap in found.unreadable
+    assert {(gap.what, gap.why, gap.count) for gap in found.unreadable} >= {
+        ("System V segments of an IPC namespace", "entering it needs CAP_SYS_ADMIN", 1),
+        ("IPC namespace of a process", "Permission denied", 1),
     }
+
+
+def test_ipc_namespace_of_a_process_whose_first_thread_has_exited_is_a_threads() -> None:
+    tree = Tree()
+    tree.processes[7] = process(7)
+    tree.files["/proc/7/task/9/comm"] = b"app\n"
+    links = tree.links | {"/proc/7/task/9/ns/ipc": {"value": "ipc:[99]"}}
+    answers = {"99": (HEADER + segment(0, rss=3 * MIB)).decode()}
+    observed = {"sysvipc of the other IPC namespaces": {"value": answers}}
+    host = ReplayHost(tree.files, {"observe": observed, "readlink": links})
+    found = attribute(host, 3 * MIB, tree.processes, MountScan({}, [], {}), fields={})
+    assert [(one.ipc_ns, one.bytes) for one in found.objects] == [(99, 3 * MIB)]
 
 
 def test_nothing_deep_is_read_where_the_tmpfs_explain_shmem() -> None:
@@ -401,7 +420,7 @@ def test_nothing_deep_is_read_where_the_tmpfs_explain_shmem() -> None:
 
     tree = Tree(tmpfs("0:25", 4 * GIB))
     tree.processes[7] = process(7)
-    host = Guard(tree.files)
+    host = Guard(tree.files, {"readlink": {"/proc/7/ns/ipc": {"value": f"ipc:[{OWN_IPC}]"}}})
     found = attribute(host, 4 * GIB + MIB, tree.processes, MountScan(tree.superblocks, [], {1: 1}), fields={})
     assert (found.deep, found.deleted_open_bytes, found.unattributed_bytes) == (False, None, MIB)
 

@@ -38,7 +38,7 @@ def superblock(**changes: Any) -> Superblock:
         "inodes": None,
         "inodes_used": None,
         "unlimited": False,
-        "mounts": [MountPoint(1010, "/run", "/", 2, 1, "rw", False)],
+        "mounts": [MountPoint(1010, "/run", "/", 2, "rw", False)],
         "access_pid": 1,
         "access_path": "/proc/1/root/run",
         "why_unknown": None,
@@ -65,7 +65,7 @@ def test_fewer_may_be_asked_of_a_capture_than_it_holds() -> None:
 
 
 def test_covered_one_is_named_by_where_it_is_mounted() -> None:
-    covered = superblock(access_path=None, mounts=[MountPoint(1010, "/run", "/", 2, 1, "rw", True)])
+    covered = superblock(access_path=None, mounts=[MountPoint(1010, "/run", "/", 2, "rw", True)])
     assert inspect(replay({"value": WALKED}), covered).mount_point == "/run"
 
 

@@ -117,6 +117,7 @@ class Hierarchy:
         self.shown_root = shown_root
         """The mount's root as mountinfo shows it to this reader: ``/..`` when it is above the reader's namespace."""
         self._usage_name = "memory.usage_in_bytes" if memory_version == "v1" else "memory.current"
+        self._limit_name = "memory.limit_in_bytes" if memory_version == "v1" else "memory.max"
         self._prefix = "" if _goes_up(shown_root) else shown_root.rstrip("/")
         self._problems = problems
         self._denied: Counter[str] = Counter()
@@ -177,7 +178,18 @@ class Hierarchy:
 
     def usage(self, path: str) -> int | None:
         """``usage_bytes`` alone. Raises FileNotFoundError when the cgroup is gone."""
+        return self._usage(self._place(path))
+
+    def limit(self, path: str) -> int | None:
+        """``limit_bytes`` alone; None also where it can't be read, or the cgroup is gone."""
+        return self._limit(self._place(path))
+
+    def usage_and_limit(self, path: str) -> tuple[int | None, int | None]:
+        """Both at once. Raises FileNotFoundError when the cgroup is gone."""
         place = self._place(path)
+        return self._usage(place), self._limit(place)
+
+    def _usage(self, place: str) -> int | None:
         try:
             return int(self.host.read_small(f"{place}/{self._usage_name}"))
         except (OSError, ValueError):
@@ -187,12 +199,9 @@ class Hierarchy:
             self._must_exist(place)
         return used
 
-    def limit(self, path: str) -> int | None:
-        """``limit_bytes`` alone; None also where it can't be read, or the cgroup is gone."""
-        place = self._place(path)
-        if self.memory_version == "v1":
-            return _v1_limit(self._number(place, "memory.limit_in_bytes"))
-        return self._number(place, "memory.max")
+    def _limit(self, place: str) -> int | None:
+        limit = self._number(place, self._limit_name)
+        return _v1_limit(limit) if self.memory_version == "v1" else limit
 
     def scan(
         self, top: str | None = None, *, prune: Callable[[str], bool] | None = None, cheap: bool = False

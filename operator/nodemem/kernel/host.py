@@ -28,9 +28,9 @@ class FileStat:
     mtime: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FilesystemUsage:
-    """statvfs(3) in bytes. A filesystem mounted without a limit reports ``size_bytes`` 0."""
+    """statvfs(3) in bytes. A filesystem mounted without a limit reports ``size_bytes`` 0. Treat it as frozen."""
 
     size_bytes: int
     used_bytes: int

@@ -83,17 +83,29 @@ def split_line(line: bytes) -> tuple[list[bytes], list[bytes]] | None:
     return head, tail
 
 
+class Words(NamedTuple):
+    """What a line of mountinfo says but its ids, as strings."""
+
+    device: str
+    fstype: str
+    source: str
+    super_options: str
+    path: str
+    root: str
+    options: str
+
+
 @dataclass(slots=True)
 class Line:
     """A line of mountinfo without its two ids: alike in many namespaces, and read once for all of them.
 
-    ``path`` is still escaped. ``words``: device, filesystem, source, its options, mount point, root and mount options
-    as strings, of the filesystems in memory only. ``spot``: the same number for lines that look-ups treat alike.
+    ``path`` is still escaped. ``words``: of the filesystems in memory only. ``spot``: the same number for lines that
+    look-ups treat alike.
     """
 
     path: bytes
     fstype: bytes
-    words: tuple[str, str, str, str, str, str, str] | None
+    words: Words | None
     spot: int = -1
 
 
@@ -184,7 +196,7 @@ def _parse_line(text: bytes) -> Line | None:
     words = None
     if tail[0] in MEMORY_FILESYSTEMS or (tail[0] == b"nsfs" and head[3].startswith(b"mnt:[")):
         intern = sys.intern  # hundreds of namespaces share the same few strings
-        words = (
+        words = Words(
             intern(head[2].decode("ascii")),
             intern(os.fsdecode(tail[0])),
             intern(unescape(tail[1])),

@@ -16,14 +16,14 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from nodemem.kernel import mountusage
 from nodemem.kernel.host import FilesystemUsage, Host, Unreadable
-from nodemem.kernel.mountinfo import Lines, look_at_rows, parse_rows
+from nodemem.kernel.mountinfo import Lines, Words, look_at_rows, parse_rows
 from nodemem.kernel.mountinfo import Mount as Mount
 from nodemem.kernel.mountinfo import parse_mountinfo as parse_mountinfo
 
@@ -58,10 +58,13 @@ class MountPoint(NamedTuple):
     path: str
     root: str
     mount_id: int
-    parent_id: int
     options: str
     hidden: bool
     behind: str | None = None
+
+
+_mount_point: Callable[[tuple[object, ...]], MountPoint] = partial(tuple.__new__, MountPoint)
+"""In half the time; there are thousands in a first scan."""
 
 
 @dataclass(slots=True)
@@ -106,7 +109,7 @@ class _View:
     """What one namespace's mountinfo says, kept as long as its text stays the same. ``turn``: of the rotation."""
 
     key: tuple[int, int]
-    entries: list[tuple[str, str, str, str, MountPoint]]
+    entries: list[tuple[Words, MountPoint]]
     kept: list[tuple[int, MountPoint]]
     broken: int
     root_pid: int | None = None
@@ -119,15 +122,14 @@ def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root:
     rows, broken = parse_rows(data, lines)
     view = _View(key, [], [], broken)
     for at, hidden, behind in look_at_rows(rows, lines, trusted_root):
-        mount_id, parent_id, line = rows[at]
-        assert line.words is not None
-        device, fstype, source, super_options, path, root, options = line.words
-        point = MountPoint(namespace, path, root, int(mount_id), int(parent_id), options, hidden, behind)
-        if fstype == "nsfs":
-            if (inode := root[5:-1]).isdigit():
-                view.kept.append((int(inode), point))
-        else:
-            view.entries.append((device, fstype, source, super_options, point))
+        mount_id, _, line = rows[at]
+        words = line.words
+        assert words is not None
+        point = _mount_point((namespace, words.path, words.root, int(mount_id), words.options, hidden, behind))
+        if words.fstype != "nsfs":
+            view.entries.append((words, point))
+        elif (inode := words.root[5:-1]).isdigit():
+            view.kept.append((int(inode), point))
     return view
 
 
@@ -193,13 +195,17 @@ class MountTable:
         self._scans = 0
         self._made = 0
 
-    def scan(self, namespaces: Mapping[int, Sequence[int]], *, sparing: bool = False) -> MountScan:
+    def scan(
+        self, namespaces: Mapping[int, Sequence[int]], *, sparing: bool = False, enough_bytes: int | None = None
+    ) -> MountScan:
         """``namespaces``: mount namespace inode -> the processes in it, those to read through first in front.
 
         ``sparing`` may miss what only a container did, for a while: a mount that it made or took off itself for
         ``ROTATION`` scans (what the host mounts is in the namespace of process 1, which is always read), and for
         ``QUIET_ROTATION`` scans what came into a tmpfs that was quiet (``is_quiet``). All of it is Shmem: who sees
         that grow without a reason scans again, not sparing. Where a look-up fails, that is done here.
+        ``enough_bytes``: where the tmpfs in the open hold that much together, no child is sent to those that other
+        mounts cover; the next scan does that.
         """
         self._scans += 1
         missing: dict[tuple[str, str], int] = {}
@@ -211,7 +217,7 @@ class MountTable:
         for view in self._views.values():
             if view.broken:
                 _count(missing, "lines of mountinfo", "not in the format of proc(5)", view.broken)
-        superblocks = self._measure(namespaces, pids, kept, sparing, unread)
+        superblocks = self._measure(namespaces, pids, kept, sparing, unread, enough_bytes)
         if superblocks is None:
             return self.scan(namespaces)
         unreadable = [Unreadable(what, why, count) for (what, why), count in missing.items()]
@@ -272,10 +278,12 @@ class MountTable:
         before = self._groups
         groups: dict[str, _Group] = {}
         for view in [*self._views.values(), *(view for view, _ in kept.values())]:
-            for device, fstype, source, options, point in view.entries:
-                group = groups.get(device)
+            for words, point in view.entries:
+                group = groups.get(words.device)
                 if group is None:
-                    group = groups[device] = _Group(device, fstype, source, options, [])
+                    group = groups[words.device] = _Group(
+                        words.device, words.fstype, words.source, words.super_options, []
+                    )
                 group.mounts.append(point)
         for device, group in groups.items():
             old = before.get(device)
@@ -297,6 +305,7 @@ class MountTable:
         kept: Mapping[int, tuple[_View, Mapping[str, Any]]],
         sparing: bool,
         unread: Container[int],
+        enough_bytes: int | None,
     ) -> dict[str, Superblock] | None:
         """None: a look-up failed where mountinfo was not read."""
         found: dict[str, Superblock] = {}
@@ -342,7 +351,10 @@ class MountTable:
                         found[device] = _superblock(group, None, None, why=why or "no process to look through")
         finally:
             roots.close()
-        if covered:
+        if enough_bytes is not None and sum(each.used_bytes or 0 for each in found.values()) >= enough_bytes:
+            for group in covered:
+                found[group.device] = _superblock(group, None, None, why="hidden by another mount; not looked at yet")
+        elif covered:
             self._look_below(covered, pids, found)
         return {
             device: superblock
@@ -351,15 +363,18 @@ class MountTable:
             if superblock.fstype != "rootfs" or superblock.size_bytes or "size=" in superblock.options
         }
 
-    def _candidates(self, group: _Group, pids: Mapping[int, int]) -> Iterable[MountPoint]:
+    def _candidates(self, group: _Group, pids: Mapping[int, int]) -> Iterator[MountPoint]:
         usual = group.usual
         if usual is not None and usual.namespace in pids:
             yield usual
-        reachable = (p for p in group.mounts if not p.hidden and p is not usual and p.namespace in pids)
         # The whole filesystem rather than a subdirectory or a file of it: its contents can be listed, too.
-        best = next((p for p in reachable if p.behind is None and p.root == "/"), None)
-        if best is not None:
-            yield best
+        best = None
+        for point in group.mounts:
+            plain = point.root == "/" and not point.hidden and point.behind is None
+            if plain and point is not usual and point.namespace in pids:
+                best = point
+                yield point
+                break
         others = [p for p in group.mounts if not p.hidden and p not in (usual, best) and p.namespace in pids]
         others.sort(key=lambda point: (point.behind is not None, point.root != "/"))
         yield from others
@@ -369,13 +384,8 @@ class MountTable:
     ) -> tuple[int, FilesystemUsage]:
         """Through the process that showed the mounts; another one where its root may not be entered."""
         view = self._views[point.namespace]
-        order = [view.root_pid] if view.root_pid is not None and view.root_pid in members else []
-        order += [first]
-        if self._host.live and (own := os.getpid()) in members:
-            order.append(own)
-        order += members[:16] if self._host.live else members
         failed: OSError | None = None
-        for pid in dict.fromkeys(order):
+        for pid in self._readers(view, members, first):
             try:
                 usage = self._usage(roots, pid, point, device)
             except (PermissionError, ProcessLookupError, FileNotFoundError) as error:
@@ -386,6 +396,13 @@ class MountTable:
             view.root_pid = pid
             return pid, usage
         raise failed or FileNotFoundError(errno.ENOENT, "no process left in the namespace")
+
+    def _readers(self, view: _View, members: Sequence[int], first: int) -> Iterator[int]:
+        usual = view.root_pid if view.root_pid is not None and view.root_pid in members else first
+        yield usual
+        own = [os.getpid()] if self._host.live else []
+        rest = [first, *(pid for pid in own if pid in members), *(members[:16] if self._host.live else members)]
+        yield from (pid for pid in dict.fromkeys(rest) if pid != usual)
 
     def _usage(self, roots: _Roots, pid: int, point: MountPoint, device: str) -> FilesystemUsage:
         host = self._host

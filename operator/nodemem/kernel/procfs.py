@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 
 from nodemem.kernel.host import Host, Unreadable
@@ -41,7 +43,7 @@ class Process:
     thread, as the OOM killer sees it (find_lock_task_mm); ``state`` is still the leader's.
 
     ``has_mm`` is False for kernel threads, zombies and processes about to become one: nothing to kill there, sizes are
-    0, and ``cgroup`` may already be the root. ``oom_score_adj``, ``cgroup``, ``mnt_ns`` and ``ipc_ns`` are None for
+    0, and ``cgroup`` may already be the root. ``oom_score_adj``, ``cgroup`` and ``mnt_ns`` are None for
     kernel threads (never asked), where the kernel has no such file, and where it refuses it (``ProcessScan.unreadable``
     says so then). ``cgroup`` is the path in the hierarchy that has the memory controller. ``uid`` is the real one.
     ``start_time_ticks`` counts from boot in units of ``Host.clock_ticks``; None after a hurried first look.
@@ -67,7 +69,6 @@ class Process:
     oom_score_adj: int | None
     cgroup: str | None
     mnt_ns: int | None
-    ipc_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +89,6 @@ class ProcessScan:
         for pid, process in self.processes.items():
             if process.mnt_ns is not None:
                 found.setdefault(process.mnt_ns, []).append(pid)
-        return found
-
-    def ipc_namespaces(self) -> dict[int, list[int]]:
-        """Inode number of each IPC namespace -> pids in it, ascending."""
-        found: dict[int, list[int]] = {}
-        for pid, process in self.processes.items():
-            if process.ipc_ns is not None:
-                found.setdefault(process.ipc_ns, []).append(pid)
         return found
 
 
@@ -212,41 +205,46 @@ def _unescape(comm: bytes) -> bytes:
 class StatusParser:
     """``parse_status`` for thousands of files of one kernel.
 
-    Every process with an address space has the same lines in the same order on one kernel, so the line numbers are
-    learned from the first one. A file that does not fit (no address space) goes through ``parse_status``.
+    Every process with an address space has the same lines in the same order on one kernel, and sizes below 95 GiB are
+    eight characters wide: where they are, counted from the end of the line VmSize, is learned from the first one. A
+    file that does not fit (no address space, more than that resident) goes through ``parse_status``.
     """
 
-    _KEYS = (b"State:", b"PPid:", b"Uid:", b"VmSize:", b"VmRSS:", b"RssAnon:", b"RssFile:", b"RssShmem:", b"VmPTE:")
-    _MORE = (b"VmSwap:", b"HugetlbPages:", b"Threads:")
+    _SIZES = (b"VmRSS", b"RssAnon", b"RssFile", b"RssShmem", b"VmPTE", b"VmSwap", b"HugetlbPages")
 
     def __init__(self) -> None:
-        self._at: tuple[int, ...] | None = None
+        self._lines: tuple[int, int, int] | None = None
+        self._sizes = Struct("9s")
 
     def parse(self, data: bytes) -> Status:
         """The same as ``parse_status(data)``."""
-        if self._at is not None:
-            state, ppid, uid, size, rss, anon, file, shmem, pte, swap, hugetlb, threads = self._at
-            line = data.split(b"\n", threads + 1)
+        size = data.find(b"\nVmSize:")
+        if size > 0 and self._lines is not None:
+            state, ppid, uid = self._lines
+            line = data[:size].split(b"\n", uid + 1)
+            at = data.find(b"\n", size + 1)
+            end = at + self._sizes.size
             try:
-                # Both ends of the part that depends on the address space: what is between them is then as learned.
-                if line[threads][:8] == b"Threads:" and line[size][:7] == b"VmSize:":
+                rss, anon, file, shmem, page_tables, swap, hugetlb, last = self._sizes.unpack_from(data, at)
+                # What is wider than learned moves the last name to the right.
+                if last == b"\nThreads:":
                     return Status(
                         _unescape(line[0][6:]),
                         chr(line[state][7]),
                         int(line[ppid][6:]),
                         int(line[uid].split(None, 2)[1]),
-                        int(line[threads][9:]),
+                        int(data[end : data.find(b"\n", end)]),
                         True,
-                        int(line[size][8:-3]) << 10,
-                        int(line[rss][7:-3]) << 10,
-                        int(line[anon][9:-3]) << 10,
-                        int(line[file][9:-3]) << 10,
-                        int(line[shmem][10:-3]) << 10,
-                        int(line[pte][7:-3]) << 10,
-                        int(line[swap][8:-3]) << 10,
-                        int(line[hugetlb][14:-3]) << 10,
+                        int(data[size + 8 : at - 3]) << 10,
+                        int(rss) << 10,
+                        int(anon) << 10,
+                        int(file) << 10,
+                        int(shmem) << 10,
+                        int(page_tables) << 10,
+                        int(swap) << 10,
+                        int(hugetlb) << 10,
                     )
-            except (IndexError, ValueError):
+            except (IndexError, ValueError, StructError):
                 pass
         status = parse_status(data)
         if status.has_mm:
@@ -254,10 +252,20 @@ class StatusParser:
         return status
 
     def _learn(self, data: bytes) -> None:
-        keys = [line[: line.find(b":") + 1] for line in data.split(b"\n")]
-        wanted = self._KEYS + self._MORE
-        usual = keys[0] == b"Name:" and b"VmPMD:" not in keys and all(key in keys for key in wanted)
-        self._at = tuple(keys.index(key) for key in wanted) if usual else None
+        self._lines = None
+        keys = [line[: line.find(b":")] for line in data.split(b"\n")]
+        last = data.find(b"\n", data.find(b"\nVmSize:") + 1)
+        layout = "="
+        for name in self._SIZES:
+            at = data.find(b"\n" + name + b":\t", last) + len(name) + 3
+            if at < last or data[at + 8 : at + 12] != b" kB\n":
+                return  # a line is missing, or too large here
+            layout += f"{at - last}x8s"
+            last = at + 8
+        threads = data.find(b"\nThreads:", last)
+        if keys[0] == b"Name" and b"VmPMD" not in keys and threads > 0:
+            self._sizes = Struct(f"{layout}{threads - last}x9s")
+            self._lines = (keys.index(b"State"), keys.index(b"PPid"), keys.index(b"Uid"))
 
 
 @dataclass(slots=True)
@@ -296,6 +304,7 @@ class ProcessTable:
         self._scans = 0
         self._status = StatusParser()
         self._cgroups: dict[bytes, str | None] = {}
+        self._comms: dict[bytes, str] = {}
 
     def scan(self, full: bool = False, *, hurried: bool = False) -> ProcessScan:
         """One pass over /proc. Raises nothing: what can't be read is in the result.
@@ -321,6 +330,7 @@ class ProcessTable:
         hurried = hurried and identified
         if turn == 0 or len(self._cgroups) > 2 * len(listing):
             self._cgroups.clear()  # of containers that are gone
+            self._comms.clear()
 
         for name, inode in listing.items():
             pid = int(name)
@@ -393,14 +403,12 @@ class ProcessTable:
         """``seen`` with its status read again; or all of it, where that tells of another program or an exit."""
         was = seen.process
         status = self._status.parse(self._read_status(f"{self._host.proc}/{name}/status"))
-        comm = os.fsdecode(status.comm)
+        comm = self._comm(status.comm)
         if not status.has_mm or seen.restless or comm != was.comm or status.uid != was.uid:
             again = self._read(pid, name, seen.inode)
             again.settling = 0
             return again
-        seen.process = _process(
-            pid, was.start_time_ticks, comm, status, was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns
-        )
+        seen.process = _process(pid, was.start_time_ticks, comm, status, was.oom_score_adj, was.cgroup, was.mnt_ns)
         return seen
 
     def _check(self, seen: _Seen, pid: int, name: str) -> None:
@@ -416,8 +424,7 @@ class ProcessTable:
         membership = host.read_small(base + "/cgroup")
         cgroup = self._cgroup(membership if len(membership) < _SMALL else host.read(base + "/cgroup"))
         mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
-        ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
-        if (adj, cgroup, mnt_ns, ipc_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns, was.ipc_ns):
+        if (adj, cgroup, mnt_ns) != (was.oom_score_adj, was.cgroup, was.mnt_ns):
             seen.process = self._read(pid, name, seen.inode).process
 
     def _glance(self, pid: int, name: str, inode: int) -> _Seen | None:
@@ -431,13 +438,12 @@ class ProcessTable:
             adj = int(read(base + "oom_score_adj"))
             membership = read(base + "cgroup")
             mnt_ns = int(self._host.readlink(base + "ns/mnt")[5:-1])
-            ipc_ns = int(self._host.readlink(base + "ns/ipc")[5:-1])
         except (OSError, ValueError):
             return None
         if len(membership) >= _SMALL:
             return None
-        comm, cgroup = os.fsdecode(status.comm), self._cgroup(membership)
-        return _Seen(inode, _process(pid, None, comm, status, adj, cgroup, mnt_ns, ipc_ns))
+        comm, cgroup = self._comm(status.comm), self._cgroup(membership)
+        return _Seen(inode, _process(pid, None, comm, status, adj, cgroup, mnt_ns))
 
     def _read(self, pid: int, name: str, inode: int, known: Process | None = None) -> _Seen:
         """Everything of one process; ``known`` to be the same as then, its start time needn't be asked again.
@@ -460,14 +466,13 @@ class ProcessTable:
                 adj = int(host.read_small(base + "/oom_score_adj"))
                 membership = host.read_small(base + "/cgroup")
                 mnt_ns = int(host.readlink(base + "/ns/mnt")[5:-1])
-                ipc_ns = int(host.readlink(base + "/ns/ipc")[5:-1])
                 status = self._status.parse(self._read_status(base + "/status"))
             except (FileNotFoundError, PermissionError, ValueError):
                 pass
             else:
                 if status.has_mm and len(membership) < _SMALL:
-                    comm, cgroup = os.fsdecode(status.comm), self._cgroup(membership)
-                    process = _process(pid, started, comm, status, adj, cgroup, mnt_ns, ipc_ns)
+                    comm, cgroup = self._comm(status.comm), self._cgroup(membership)
+                    process = _process(pid, started, comm, status, adj, cgroup, mnt_ns)
                     return _Seen(inode, process, b"", SETTLING, False, ())
         if stat is None:
             stat = parse_stat(host.read_small(base + "/stat"))
@@ -481,13 +486,10 @@ class ProcessTable:
             source = self._living_thread(base) if stat.threads > 1 else None
         adj = self._optional(denied, f"{base}/oom_score_adj")
         cgroup = self._optional(denied, f"{source or base}/cgroup")
-        mnt_ns = ipc_ns = None
-        if source is not None:
-            mnt_ns = self._namespace(denied, source, "mnt")
-            ipc_ns = self._namespace(denied, source, "ipc")
+        mnt_ns = None if source is None else self._namespace(denied, source)
         # Last, because it proves that the process still lives: a file missing above is then one that this kernel lacks.
         status = self._status.parse(self._read_status(f"{base}/status"))
-        comm = os.fsdecode(status.comm)
+        comm = self._comm(status.comm)
         restless = False
         if not status.has_mm and status.threads > 1:
             restless = True
@@ -502,7 +504,6 @@ class ProcessTable:
             None if adj is None else _number(adj, "oom_score_adj"),
             None if cgroup is None else self._cgroup(cgroup),
             mnt_ns,
-            ipc_ns,
         )
         return _Seen(inode, process, b"", SETTLING, restless, tuple(denied))
 
@@ -535,9 +536,9 @@ class ProcessTable:
             denied.append((self._generic(path), _why(error)))
             return None
 
-    def _namespace(self, denied: list[tuple[str, str]], source: str, kind: str) -> int | None:
+    def _namespace(self, denied: list[tuple[str, str]], source: str) -> int | None:
         """Inode number from a link such as ``mnt:[4026531841]``; None where the process has left it (zombies)."""
-        path = f"{source}/ns/{kind}"
+        path = f"{source}/ns/mnt"
         try:
             link = self._host.readlink(path)
         except FileNotFoundError:
@@ -545,7 +546,7 @@ class ProcessTable:
         except PermissionError as error:
             denied.append((self._generic(path), _why(error)))
             return None
-        return _number(link[len(kind) + 2 : -1], f"ns/{kind}")
+        return _number(link[5:-1], "ns/mnt")
 
     def _cgroup(self, data: bytes) -> str | None:
         """One string for all processes with the same membership: there are fewer containers than processes."""
@@ -554,6 +555,13 @@ class ProcessTable:
         except KeyError:
             path = parse_cgroup(data)
             return self._cgroups.setdefault(data, None if path is None else sys.intern(os.fsdecode(path)))
+
+    def _comm(self, data: bytes) -> str:
+        """One string for all processes of the same name."""
+        name = self._comms.get(data)
+        if name is None:
+            name = self._comms[data] = os.fsdecode(data)
+        return name
 
     def _generic(self, path: str) -> str:
         """``path`` without the pid, so that a thousand refusals make one line."""
@@ -615,7 +623,6 @@ def _kernel_thread(pid: int, stat: Stat) -> Process:
         oom_score_adj=None,
         cgroup=None,
         mnt_ns=None,
-        ipc_ns=None,
     )
 
 
@@ -627,7 +634,6 @@ def _process(
     oom_score_adj: int | None,
     cgroup: str | None,
     mnt_ns: int | None,
-    ipc_ns: int | None,
 ) -> Process:
     _, state, ppid, uid, threads, has_mm, virtual, rss, anon, file, shmem, page_tables, swap, hugetlb = status
     return Process(
@@ -651,5 +657,4 @@ def _process(
         oom_score_adj,
         cgroup,
         mnt_ns,
-        ipc_ns,
     )

@@ -386,6 +386,7 @@ class _Scan:
         self._probes = 0
         self._timeouts = 0
         self._drm: dict[tuple[bytes, ...], int] = {}
+        self._ipc_of: dict[int, int | None] = {}
         self._own_ipc = self._find_own_ipc()
         self._entered: set[int | None] = {self._own_ipc}
 
@@ -399,9 +400,8 @@ class _Scan:
 
     def _find_own_ipc(self) -> int | None:
         try:
-            link = self._host.readlink(f"{self._host.proc}/self/ns/ipc")
-            return int(link.partition("[")[2].rstrip("]"))
-        except (OSError, ValueError):
+            return _inode_in(self._host.readlink(f"{self._host.proc}/self/ns/ipc"))
+        except OSError:
             return None
 
     def read_own_segments(self) -> None:
@@ -420,8 +420,10 @@ class _Scan:
         One forked child enters each in turn: all of them in one go cost less than a child for each."""
         wanted: dict[int, int] = {}
         for pid, process in self._processes.items():
-            if process.ipc_ns is not None and process.ipc_ns not in self._entered and likely(pid):
-                wanted.setdefault(process.ipc_ns, pid)
+            if process.has_mm and likely(pid):
+                ipc_ns = self._ipc_namespace(pid)
+                if ipc_ns is not None and ipc_ns not in self._entered:
+                    wanted.setdefault(ipc_ns, pid)
         self._entered |= wanted.keys()
         if not wanted:
             return
@@ -441,6 +443,32 @@ class _Scan:
             elif isinstance(answer, list):
                 words = "entering it needs CAP_SYS_ADMIN" if answer[0] == errno.EPERM else os.strerror(answer[0])
                 self._count("System V segments of an IPC namespace", words)
+
+    def _ipc_namespace(self, pid: int) -> int | None:
+        """Inode number, asked once; None where the process has left it, or it may not be seen."""
+        if pid not in self._ipc_of:
+            self._ipc_of[pid] = None
+            base = f"{self._host.proc}/{pid}"
+            try:
+                self._ipc_of[pid] = self._link_of(f"{base}/ns/ipc") or self._link_of_a_thread(base)
+            except OSError as error:
+                self._miss("IPC namespace of a process", error)
+        return self._ipc_of[pid]
+
+    def _link_of(self, path: str) -> int | None:
+        try:
+            return _inode_in(self._host.readlink(path))
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+
+    def _link_of_a_thread(self, base: str) -> int | None:
+        """Where the first thread has exited."""
+        try:
+            tids = self._host.listdir(f"{base}/task")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        links = (self._link_of(f"{base}/task/{tid}/ns/ipc") for tid in tids)
+        return next((link for link in links if link is not None), None)
 
     def _add_segments(self, ipc_ns: int | None, data: bytes) -> None:
         self._tables.add(ipc_ns)
@@ -500,7 +528,7 @@ class _Scan:
             internal = device == self._internal
             if not internal and device not in self._tmpfs:
                 if mapping.name.startswith("/SYSV") and mapping.deleted and self._internal is not None:
-                    self._huge.add(self._segment(mapping.inode, process))
+                    self._huge.add(self._segment(mapping.inode, pid))
                 if self._internal is None and mapping.deleted and _internal_kind(mapping.name) != "kernelInternal":
                     self._internal, internal = device, True
                 else:
@@ -508,7 +536,7 @@ class _Scan:
                         self._unknown_maps.setdefault(device, {}).setdefault(pid, f"{base}/map_files/{mapping.range}")
                     continue
             path = f"{base}/map_files/{mapping.range}"
-            key = self._key_of(mapping, internal, process)
+            key = self._key_of(mapping, internal, pid)
             if key.kind != "file" and key not in self._gone:
                 found = self._found(key, mapping.name)
                 found.holders.add(pid)
@@ -530,17 +558,18 @@ class _Scan:
         if blind:
             self._read_smaps(pid, blind)
 
-    def _key_of(self, mapping: MappedFile, internal: bool, process: Process) -> _Key:
+    def _key_of(self, mapping: MappedFile, internal: bool, pid: int) -> _Key:
         if internal:
             kind = _internal_kind(mapping.name)
             if kind == "sysv":
-                return self._segment(mapping.inode, process)
+                return self._segment(mapping.inode, pid)
             return _Key(kind, mapping.device, mapping.inode)
         return _Key("deletedOpen" if mapping.deleted else "file", mapping.device, mapping.inode)
 
-    def _segment(self, shmid: int, process: Process) -> _Key:
+    def _segment(self, shmid: int, pid: int) -> _Key:
         """A process that changed its IPC namespace after attaching makes this wrong; nothing in /proc tells."""
-        return _Key("sysv", "", shmid, process.ipc_ns if process.ipc_ns is not None else self._own_ipc)
+        ipc_ns = self._ipc_namespace(pid)
+        return _Key("sysv", "", shmid, self._own_ipc if ipc_ns is None else ipc_ns)
 
     def _measured(self, key: _Key, found: _Found, stat: FileStat) -> bool:
         """Take the size. A "deleted" file that has a link left (a hard link, or a name that only ends so) is none."""
@@ -648,7 +677,7 @@ class _Scan:
             return  # the descriptor was closed and used again meanwhile
         key = _Key(kind, device, stat.inode)
         if kind == "sysv":  # a segment's file can be opened by way of map_files
-            key = self._segment(stat.inode, self._processes[pid])
+            key = self._segment(stat.inode, pid)
         if key in self._gone:
             return
         found = self._found(key, shown)
@@ -910,6 +939,12 @@ class _Scan:
 def _has_memory(processes: Mapping[int, Process], pid: int) -> bool:
     process = processes.get(pid)
     return process is not None and process.has_mm and not process.kernel_thread
+
+
+def _inode_in(link: str) -> int | None:
+    """Of a namespace, from a link such as ``ipc:[4026531839]``."""
+    number = link.partition("[")[2].rstrip("]")
+    return int(number) if number.isdecimal() else None
 
 
 def _internal_kind(name: str) -> Kind:

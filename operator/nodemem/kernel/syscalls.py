@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 CLONE_NEWNS = 0x00020000
@@ -62,6 +63,14 @@ _long = ctypes.c_long
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_OPENAT2, _HOW_SIZE = _long(_SYS_OPENAT2), _long(ctypes.sizeof(_OpenHow))
+
+
+@lru_cache
+def _how(flags: int, resolve: int) -> Any:
+    return ctypes.byref(_OpenHow(flags, 0, resolve))
 
 
 def _check(result: int, what: str) -> int:
@@ -127,8 +136,7 @@ def openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
 
     A seccomp profile older than the call answers EPERM where it should answer ENOSYS.
     """
-    how = _OpenHow(flags, 0, resolve)
-    return _check(_libc.syscall(_long(_SYS_OPENAT2), directory, path, ctypes.byref(how), _long(24)), "openat2")
+    return _check(_libc.syscall(_OPENAT2, directory, path, _how(flags, resolve), _HOW_SIZE), "openat2")
 
 
 class Status(NamedTuple):
@@ -146,6 +154,7 @@ class Status(NamedTuple):
 
 
 _statx_layout = struct.Struct("=8xQI8xH2xQQQ56xqI12xII")
+_statx_device = struct.Struct("=136xII")
 _statx_buffer = ctypes.create_string_buffer(256)
 
 
@@ -172,8 +181,11 @@ def status(directory: int, name: bytes = b"") -> Status:
 
 def fd_device(fd: int) -> str:
     """``major:minor`` of the filesystem that an open descriptor is on."""
-    st = status(fd)
-    return f"{st.major}:{st.minor}"
+    if _statx is not None and _statx(fd, b"", _STATX_FLAGS, 0, _statx_buffer) == 0:
+        major, minor = _statx_device.unpack_from(_statx_buffer)
+    else:
+        *_, major, minor = status(fd)
+    return f"{major}:{minor}"
 
 
 def fd_magic(fd: int) -> int:

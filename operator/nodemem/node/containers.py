@@ -27,9 +27,10 @@ _MOVED_SHARE = 50  # a fiftieth
 _NEAR_LIMIT = 0.8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Container:
-    """A container's cgroup: ``cgroup`` None when it went away while it was read; ``pids`` of its whole subtree."""
+    """A container's cgroup: ``cgroup`` None when it went away while it was read; ``pids`` of its whole subtree. Treat
+    it as frozen."""
 
     ref: ContainerRef
     path: str
@@ -198,7 +199,7 @@ class ContainerTable:
 
     def _glance(self, path: str, of_pod: bool) -> MemoryCgroup:
         """Usage and limit, and what it is made of only where somebody may act on that."""
-        used, limit = self._hierarchy.usage(path), self._hierarchy.limit(path)
+        used, limit = self._hierarchy.usage_and_limit(path)
         little = used is not None and used <= _MOVED_BYTES and (limit is None or used < _NEAR_LIMIT * limit)
         if little or (of_pod and limit is None):
             return MemoryCgroup(path, False, used, None, None, None, None, None, limit)

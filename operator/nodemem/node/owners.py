@@ -18,9 +18,10 @@ QosClass = Literal["Guaranteed", "Burstable", "BestEffort"]
 TmpfsKind = Literal["Host", "EmptyDir", "SharedMemory", "Projected", "Secret", "DownwardAPI", "Other"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ContainerRef:
-    """``pod_uid`` and ``qos`` are None for a container that no kubelet made; ``runtime`` where the path doesn't say."""
+    """``pod_uid`` and ``qos`` are None for a container that no kubelet made; ``runtime`` where the path doesn't say.
+    Treat it as frozen."""
 
     container_id: str
     runtime: str | None = None

@@ -273,7 +273,9 @@ class Collector:
             mounts, memory = self._mounts.scan(namespaces, sparing=True), self._measure()
             if not self._came_unexplained(mounts, memory):
                 return mounts, memory
-        mounts, memory = self._mounts.scan(namespaces), self._measure(hurried)
+        memory = self._measure(hurried)
+        enough = memory.partition.shmem_bytes - self._worth(memory) if hurried else None
+        mounts = self._mounts.scan(namespaces, enough_bytes=enough)
         self._beside_tmpfs = _beside_tmpfs(mounts, memory)
         return mounts, memory
 
@@ -341,9 +343,8 @@ class Collector:
         thrift = self._thrift
         total = memory.partition.shmem_bytes
         now, used, last = self._clock(), _used(mounts), self._attributed
-        worth, likely = shmem.UNEXPLAINED_BYTES, frozenset(scan.processes)
+        worth, likely = self._worth(memory), frozenset(scan.processes)
         if thrift is not None:
-            worth = max(worth, min(thrift.moved_bytes, memory.partition.total_bytes // thrift.attribute_share))
             # Containers to which no Shmem to speak of is charged hold none.
             cgroups = ((each, each.cgroup) for each in containers.values())
             without = (each for each, cgroup in cgroups if cgroup and (cgroup.shmem_bytes or 0) < worth // 8)
@@ -367,6 +368,13 @@ class Collector:
         )
         self._attributed = _Attributed(now, breakdown, used)
         return breakdown
+
+    def _worth(self, memory: meminfo.Memory) -> int:
+        """So much Shmem without a source is worth a look."""
+        thrift, least = self._thrift, shmem.UNEXPLAINED_BYTES
+        if thrift is None:
+            return least
+        return max(least, min(thrift.moved_bytes, memory.partition.total_bytes // thrift.attribute_share))
 
     def _usage_again(self, superblock: Superblock, now: float) -> Superblock:
         """As before where it can't be reached, and where there was no count: a limit doesn't come by itself."""
