@@ -7,6 +7,7 @@ if not. ``bench.agent_rss --day`` does the same with the whole agent, in real ti
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ def agent() -> None:
     """The measured side: a line to stdin is a number of scans, the answer says what this process holds then."""
     from nodemem.agent import lean  # isort: skip # noqa: F401 - as the agent does it
     from nodemem.agent import bounded, exposures, metrics
+    from nodemem.agent.loop import TIDY_SCANS
     from nodemem.kernel.host import Host
     from nodemem.node import report
     from nodemem.node.snapshot import Collector, Thrift
@@ -42,6 +44,8 @@ def agent() -> None:
             size = len(json.dumps(bounded.bounded(status)))
             metrics.render(status, counters)
             snapshot = None  # type: ignore[assignment]
+            if minutes % TIDY_SCANS == 1:
+                gc.collect()
         containers, processes = status.omitted.containers + len(status.containers), len(os.listdir("/proc"))
         with open("/proc/self/statm", "rb") as file:
             rss = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -156,7 +156,7 @@ def test_the_agent_that_can_t_start_says_why_in_one_line(arguments: list[str], c
 
 def test_the_agent_imports_nothing_heavy() -> None:
     heavy = {"kopf", "kubernetes", "pydantic", "rich", "yaml", "asyncio", "unittest"}
-    heavy |= {"inspect", "ast", "email", "argparse", "tarfile"}
+    heavy |= {"inspect", "ast", "email", "argparse", "tarfile", "datetime", "random", "fractions"}
     script = "import sys, nodemem.agent.__main__; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     assert not heavy & set(result.stdout.split())

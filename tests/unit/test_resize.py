@@ -1,6 +1,7 @@
 """Claims about sizes and remount options that need no kernel. The real resizing is in tests/kernel."""
 
 import math
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +16,7 @@ from nodemem.kernel.mounts import MountPoint, Superblock
 from nodemem.kernel.resize import Reason, Refused, _split, remount_flags, resize
 from nodemem.node.owners import TmpfsOwner
 from nodemem.node.protected import why_protected
-from nodemem.node.units import parse_size
+from nodemem.node.units import parse_size, timestamp
 
 GIB = 1 << 30
 
@@ -242,3 +243,20 @@ def test_volumes_that_the_kubelet_fills_are_protected(kind: Any, plugin: str, wh
 )
 def test_all_other_tmpfs_are_not(owner: TmpfsOwner | None) -> None:
     assert why_protected(owner) is None
+
+
+# --- timestamps
+
+
+@given(st.integers(-(1 << 36), (1 << 38)))
+@example(-62135596800)
+@example(253402300799)
+@example(253402300800)
+def test_a_timestamp_is_what_datetime_says(seconds: int) -> None:
+    try:
+        expected = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
+    except (ValueError, OverflowError):
+        with pytest.raises((ValueError, OverflowError)):
+            timestamp(seconds)
+    else:
+        assert timestamp(seconds) == expected

@@ -14,11 +14,12 @@ _COLLECT_EVERY = 20_000
 find: with the usual 700 it looks at them again and again."""
 
 
-def _without_inspect() -> None:
+def _lean_dataclasses() -> None:
     """dataclasses imports inspect, with ast, dis and tokenize 1.1 MB, for the docstring of classes that have none.
 
     It gets one that knows no signatures, which it is ready for, and imports the real one for whatever else it asks.
-    Whoever imports inspect later gets the real one, too.
+    Whoever imports inspect later gets the real one, too. And it writes a ``__repr__`` for each class, 0.4 MB of them,
+    that an agent never calls.
     """
     if "inspect" in sys.modules or "dataclasses" in sys.modules:
         return
@@ -35,9 +36,15 @@ def _without_inspect() -> None:
     stand_in.__dict__.update(signature=signature, __getattr__=real)
     sys.modules["inspect"] = stand_in
     try:
-        import dataclasses  # noqa: F401
+        import dataclasses
     finally:
         del sys.modules["inspect"]
+    make = dataclasses.dataclass
+
+    def dataclass(cls: type | None = None, /, **options: Any) -> Any:
+        return make(cls, **{"repr": False, **options})
+
+    vars(dataclasses)["dataclass"] = dataclass
 
 
 def _lean_malloc() -> None:
@@ -52,6 +59,6 @@ def _lean_malloc() -> None:
     mallopt(_M_TRIM_THRESHOLD, _BLOCK_BYTES)
 
 
-_without_inspect()
+_lean_dataclasses()
 _lean_malloc()
 gc.set_threshold(_COLLECT_EVERY)

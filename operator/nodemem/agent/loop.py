@@ -1,5 +1,6 @@
 """The agent: scans at two cadences, and hands what it finds to the publisher and to the metrics."""
 
+import gc
 import os
 import signal
 import threading
@@ -30,6 +31,10 @@ from nodemem.node.trends import History
 
 POD_LIST_SECONDS = 10.0
 """So long the first report waits for the names of the pods."""
+
+TIDY_SCANS = 10
+"""After so many a full collection. It also gives back what Python keeps for later of what scans made and dropped, up to
+two thousand tuples of each length."""
 
 END_SECONDS = 3
 """A scan that takes longer when the agent is told to end is given up."""
@@ -265,6 +270,9 @@ class Agent:
         with counters.lock:
             counters.scans[kind] += 1
             counters.scan_seconds[kind] = counters.scan_seconds.get(kind, 0.0) + seconds
+            tidy = kind == "full" and counters.scans[kind] % TIDY_SCANS == 1
+        if tidy:
+            gc.collect()
         counters.last_scan_at = time.time()
         self._scanned_at = self._clock()
 

@@ -3,7 +3,6 @@
 Runs in a thread of its own with a connection of its own, so that a server that doesn't answer delays no scan.
 """
 
-import random
 import threading
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from typing import Any
 
 from nodemem.agent.bounded import bounded, encoded_bytes
 from nodemem.agent.changes import Cadence, Written, why_write, with_transitions, written
-from nodemem.agent.client import ApiError, Backoff, Client, Conflict, NotFound, Refused
+from nodemem.agent.client import ApiError, Backoff, Client, Conflict, NotFound, Refused, chance
 from nodemem.agent.log import Log
 from nodemem.agent.metrics import Counters
 from nodemem.agent.reports import GROUP_PATH, OwnReport
@@ -44,7 +43,7 @@ class Publisher:
         cadence: Cadence | None = None,
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = chance,
     ) -> None:
         self._client = client
         self._node_name = node_name

@@ -4,13 +4,12 @@ A watch alone can miss the end of an object: after a 410, or a connection lost f
 still there, and the table drops the rest.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from nodemem.agent.client import ApiError, Backoff, Client, Gone, Silent
+from nodemem.agent.client import ApiError, Backoff, Client, Gone, Silent, chance
 from nodemem.agent.log import Log
 
 SILENCE_SECONDS = 90.0
@@ -50,7 +49,7 @@ class Watch:
         *,
         backoff: Backoff | None = None,
         silence_seconds: float = SILENCE_SECONDS,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = chance,
         from_cache: bool = True,
     ) -> None:
         self._client = client

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from nodemem.node.status import key
+from nodemem.node.status import key, named_fields
 
 T = TypeVar("T")
 
@@ -20,9 +20,9 @@ def wire(value: Any) -> dict[str, Any]:
     be in JSON, and the others would reach people's terminals through kubectl.
     """
     return {
-        key(field.name): _wire(item, field.metadata)
-        for field in dataclasses.fields(value)
-        if field.metadata["max_items"] != 0 and (item := getattr(value, field.name)) is not None
+        name: _wire(item, metadata)
+        for attribute, name, metadata in named_fields(value.__class__)
+        if metadata["max_items"] != 0 and (item := getattr(value, attribute)) is not None
     }
 
 

@@ -346,14 +346,14 @@ class ProcessTable:
                     settling = max(seen.settling - 1, 0)
                     if full or seen.settling or statm != seen.statm or pid // ROTATION % STATUS_TURNS == whole:
                         seen = self._read(pid, name, inode, None if full else seen.process)
-                        seen.statm, seen.settling = statm, settling
+                        seen.statm, seen.settling = _copied(statm), settling
                     else:
                         self._check(seen, pid, name)
                 elif not seen.process.kernel_thread:
                     statm = read(f"{proc}/{name}/statm")
                     if statm != seen.statm or seen.restless:
                         seen = self._update(seen, pid, name)
-                        seen.statm = statm
+                        seen.statm = _copied(statm)
             except (FileNotFoundError, ProcessLookupError):
                 vanished += 1
                 continue
@@ -554,7 +554,7 @@ class ProcessTable:
             return self._cgroups[data]
         except KeyError:
             path = parse_cgroup(data)
-            return self._cgroups.setdefault(data, None if path is None else sys.intern(os.fsdecode(path)))
+            return self._cgroups.setdefault(_copied(data), None if path is None else sys.intern(os.fsdecode(path)))
 
     def _comm(self, data: bytes) -> str:
         """One string for all processes of the same name."""
@@ -588,6 +588,11 @@ class ProcessTable:
 def _pids(proc: str) -> dict[str, int]:
     with os.scandir(proc) as entries:
         return {entry.name: entry.inode() for entry in entries if entry.name.isdecimal()}
+
+
+def _copied(data: bytes) -> bytes:
+    """To be kept: what read(2) filled is a block of 4 KB that was cut, and others would take what is left behind it."""
+    return bytes(memoryview(data))
 
 
 def _number(text: bytes | str, name: str) -> int:

@@ -9,7 +9,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from nodemem.kernel import memfields, meminfo
 from nodemem.node.exposure import IMMINENT_AT_PERCENT, Severity
@@ -224,6 +223,8 @@ def _policy(scope: str, path: str | None, size: str) -> str:
 def _seconds_between(earlier: str, later: str | None) -> float | None:
     if later is None:
         return None
+    from datetime import datetime  # an agent that has no such question does without
+
     try:
         return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
     except (ValueError, TypeError):

@@ -5,7 +5,8 @@ its ``doc`` metadata, and lists carry their bound: custom resource definition an
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -472,6 +473,13 @@ def key(name: str) -> str:
     return head + "".join(_UPPER.get(part, part.capitalize()) for part in rest)
 
 
+@functools.cache
+def named_fields(cls: type) -> tuple[tuple[str, str, Mapping[str, Any]], ...]:
+    """Of a dataclass: attribute, its name in JSON, metadata. Made once: ``dataclasses.fields`` makes a tuple from a
+    generator each time, and Python keeps up to two thousand of these of every length for later."""
+    return tuple((field.name, key(field.name), field.metadata) for field in dataclasses.fields(cls))
+
+
 def to_plain(value: Any, *, keep_unknown: bool = True) -> Any:
     """Dicts, lists and scalars for JSON.
 
@@ -480,10 +488,9 @@ def to_plain(value: Any, *, keep_unknown: bool = True) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            key(field.name): to_plain(item, keep_unknown=keep_unknown)
-            for field in dataclasses.fields(value)
-            if (item := getattr(value, field.name)) is not None
-            or (keep_unknown and field.metadata.get("max_items") != 0)
+            name: to_plain(item, keep_unknown=keep_unknown)
+            for attribute, name, metadata in named_fields(type(value))
+            if (item := getattr(value, attribute)) is not None or (keep_unknown and metadata.get("max_items") != 0)
         }
     if isinstance(value, tuple | list):
         return [to_plain(item, keep_unknown=keep_unknown) for item in value]

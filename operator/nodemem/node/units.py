@@ -1,7 +1,7 @@
 """How amounts are written: sizes in binary units, durations, timestamps."""
 
 import re
-from datetime import UTC, datetime
+import time
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _QUANTITY = re.compile(r"([+-]?)([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+)|([a-zA-Z%]*))")
@@ -73,8 +73,11 @@ def percent(part: float, whole: float) -> str:
 
 
 def timestamp(unix_seconds: float) -> str:
-    """RFC 3339 in UTC, seconds. Raises OverflowError or ValueError beyond the year 9999."""
-    return datetime.fromtimestamp(int(unix_seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """RFC 3339 in UTC, seconds. Raises OverflowError or ValueError outside of the years 1 to 9999."""
+    year, month, day, hour, minute, second, *_ = time.gmtime(int(unix_seconds))
+    if not 1 <= year <= 9999:
+        raise ValueError(f"year {year} is out of range")
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
 
 
 def parse_size(text: str, *, whole_bytes: int | None = None) -> int:
@@ -87,27 +90,28 @@ def parse_size(text: str, *, whole_bytes: int | None = None) -> int:
     if match is None:
         raise ValueError(f"{text[:_LONGEST_QUANTITY]!r} is not a size: write one such as 512Mi, 2Gi, 1.5G or 10%")
     sign, number, exponent, suffix = match.groups()
-    from fractions import Fraction  # 1 MB of modules that an agent which only prints sizes can do without
-
-    value = Fraction(number.rstrip(".") if number != "." else "0")
+    whole, _, part = number.partition(".")
+    # In integers: fractions and what it imports are 1 MB in an agent.
+    value, parts = int(whole + part or "0"), 10 ** len(part)
     if sign == "-" and value:
         raise ValueError(f"{text!r} is negative: write a size such as 2Gi")
     if suffix == "%":
         if whole_bytes is None:
             raise ValueError(f"{text!r}: a percentage has no meaning here; write a size such as 2Gi")
-        return _bounded(text, int(value * whole_bytes / 100))
+        return _bounded(text, value * whole_bytes // (100 * parts))
     if exponent is not None:
-        scaled = value * Fraction(10) ** max(-99, min(99, int(exponent)))
+        power = max(-99, min(99, int(exponent)))
     elif suffix in _BINARY:
-        scaled = value * (1 << _BINARY[suffix])
+        value, power = value << _BINARY[suffix], 0
     elif suffix in _DECIMAL:
-        scaled = value * Fraction(10) ** _DECIMAL[suffix]
-        if suffix in ("n", "u", "m") and scaled.denominator != 1:
-            part = {"n": "billionths", "u": "millionths", "m": "thousandths"}[suffix]
-            raise ValueError(f"{text!r}: {suffix} means {part} of a byte; write {number}Mi for mebibytes")
+        power = _DECIMAL[suffix]
     else:
         raise ValueError(f"{text!r} is not a size: {_about_suffix(number, suffix)}")
-    return _bounded(text, -(-scaled.numerator // scaled.denominator))
+    value, parts = value * 10 ** max(0, power), parts * 10 ** max(0, -power)
+    if suffix in ("n", "u", "m") and value % parts:
+        part = {"n": "billionths", "u": "millionths", "m": "thousandths"}[suffix]
+        raise ValueError(f"{text!r}: {suffix} means {part} of a byte; write {number}Mi for mebibytes")
+    return _bounded(text, -(-value // parts))
 
 
 def _bounded(text: str, value: int) -> int:
