@@ -92,6 +92,53 @@ def test_a_server_that_is_killed_and_comes_back(plane: ControlPlane, node: str) 
         assert len(agent.log()) < 20
 
 
+def test_answers_of_5xx_are_waited_out_and_nothing_is_lost(plane: ControlPlane, node: str) -> None:
+    def failed() -> float | None:
+        return agent.metric('nodemem_agent_api_requests_total{verb="PATCH",status="5xx"}')
+
+    with running_agent(node, plane.kubeconfig, *OFTEN, cadence=FAST) as agent:
+        until(lambda: report_of(plane, node), "a report")
+        plane.apply(broken_webhook(node))
+        try:
+            until(failed, "an answer of 5xx")
+            scans, before = agent.scans(), failed()
+            until(lambda: agent.scans() > scans + 10, "scans meanwhile")
+            assert agent.get("/healthz")[0] == agent.get("/readyz")[0] == 200
+            assert failed() <= before + 5, "it backs off"
+            (said,) = warnings(agent)
+            assert "failed calling webhook" in said
+        finally:
+            plane.kubectl("delete", "validatingwebhookconfiguration", node)
+        with workloads.tmpfs_here(40 * MIB, limit=64 * MIB) as here:
+
+            def told() -> bool:
+                report = report_of(plane, node)
+                return report is not None and here.path in {each["mountPoint"] for each in report["status"]["tmpfs"]}
+
+            until(told, "a report of what came later", 60)
+        until(lambda: any("works again" in line["message"] for line in agent.log()), "the end of it")
+
+
+def broken_webhook(name: str) -> dict[str, Any]:
+    """Whoever writes a report's status is answered with 500: nobody listens at the webhook's address."""
+    rule = {"apiGroups": ["nodemem.io"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["*/*"]}
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": name},
+        "webhooks": [
+            {
+                "name": "broken.nodemem.io",
+                "clientConfig": {"url": "https://127.0.0.1:9/"},
+                "rules": [rule],
+                "failurePolicy": "Fail",
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+            }
+        ],
+    }
+
+
 def test_a_server_that_hangs_delays_neither_scans_nor_the_end(plane: ControlPlane, node: str) -> None:
     with running_agent(node, plane.kubeconfig, *OFTEN, cadence=FAST) as agent:
         until(lambda: report_of(plane, node), "a report")

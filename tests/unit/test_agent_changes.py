@@ -114,6 +114,16 @@ def test_a_mitigation_is_a_finding_and_how_many_processes_have_it_is_not() -> No
         assert why_write(last, status(oom_mitigations=(replace(one, **changed),)), 31.0, CADENCE) == why
 
 
+def test_names_of_pods_that_came_after_the_first_report_are_told_soon() -> None:
+    named = tuple(container(number) for number in (1, 2))
+    nameless = tuple(replace(each, pod_name=None, pod_namespace=None) for each in named)
+    last = Written(status(containers=nameless), 1000.0)
+    assert why_write(last, status(containers=nameless), 1031.0, CADENCE) is None
+    assert why_write(last, status(containers=named), 1031.0, CADENCE) == "finding"
+    one = Written(status(containers=(named[0], nameless[1])), 1000.0)
+    assert why_write(one, status(containers=named), 1031.0, CADENCE) is None
+
+
 def test_usage_of_containers_moves_nothing() -> None:
     before = status(containers=(container(1, usage=GIB),))
     assert not moved(before, status(containers=(container(1, usage=8 * GIB),)))

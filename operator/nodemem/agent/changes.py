@@ -179,6 +179,7 @@ def _findings(status: ReportStatus) -> dict[Key, object]:
     found: dict[Key, object] = {
         _ANSWERED: status.observed_generation,
         ("kernel",): status.kernel.oom_generation,
+        ("names",): any(each.pod_name for each in status.containers),
         ("kills",): tuple((each.key, each.pod_name) for each in status.oom_kills or ()),
     }
     for exposure in status.exposures or ():
