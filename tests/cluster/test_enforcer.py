@@ -286,6 +286,8 @@ def test_a_report_that_is_deleted_keeps_its_limits_and_its_record(cluster: Contr
         until_in_sync(cluster, node, here.path, 8 * MIB)
         cluster.request("DELETE", f"{REPORTS}/{node}")
         assert until_in_sync(cluster, node, here.path, 8 * MIB)["originalBytes"] == 32 * MIB
+        mitigation = {"podUID": "made-up", "podNamespace": "default", "podName": "made-up", "policy": "comes-first"}
+        cluster.request("PATCH", f"{REPORTS}/{node}", {"spec": {"oomMitigations": [mitigation]}})
         scans = agent.scans()
         until(lambda: agent.scans() > scans + 3, "scans")
         assert size_of(here.path) == 8 * MIB

@@ -274,26 +274,35 @@ def test_whatever_happens_in_whatever_order_own_values_stay_and_the_kubelets_com
 # What the agent learns of its report
 
 
-def own(uid: str = "report", generation: int = 2, *pods: str) -> OwnReport:
-    spec = {"oomMitigations": [{"podUID": pod, "podNamespace": "a", "podName": "b", "policy": "c"} for pod in pods]}
-    return OwnReport(uid, "1", generation, (), spec, {})
+def own(*pods: str, uid: str = "report") -> OwnReport:
+    asked = [{"podUID": pod, "podNamespace": "a", "podName": "b", "policy": "c"} for pod in pods]
+    return OwnReport(uid, "1", 2, (), {"oomMitigations": asked}, {})
 
 
 def test_a_report_that_is_deleted_and_comes_back_empty_takes_no_mitigation_with_it_at_once() -> None:
     now = [1000.0]
     mitigator = Mitigator(Host(), Log(), mitigate=True, clock=lambda: now[0])
-    assert mitigator.learn(own("report", 2, POD)) is True
-    assert mitigator.learn(own("report", 2, POD)) is False
+    empty, limits_came_first = ({}, {"tmpfsLimits": []})
+    assert mitigator.learn(own(POD)) is True
+    assert mitigator.learn(own(POD)) is False
     assert mitigator.learn(None) is False
-    assert mitigator.learn(own("made again", 1)) is False
+    for spec in (empty, limits_came_first):
+        assert mitigator.learn(replace(own(uid="made again"), spec=spec)) is False
     assert mitigator.pods == {POD}
     now[0] += RECREATED_SECONDS
-    assert mitigator.learn(own("made again", 1)) is True
+    assert mitigator.learn(replace(own(uid="made again"), spec=empty)) is True
+    assert mitigator.pods == frozenset()
+
+
+def test_a_report_that_comes_back_and_says_that_there_is_no_mitigation_any_more_is_believed() -> None:
+    mitigator = Mitigator(Host(), Log(), mitigate=True)
+    mitigator.learn(own(POD))
+    assert mitigator.learn(own(uid="made again")) is True
     assert mitigator.pods == frozenset()
 
 
 def test_a_spec_that_can_t_be_read_changes_nothing() -> None:
     mitigator = Mitigator(Host(), Log(), mitigate=True)
-    mitigator.learn(own("report", 2, POD))
+    mitigator.learn(own(POD))
     assert mitigator.learn(replace(own(), spec={"oomMitigations": [{"podUID": POD}]})) is False
     assert mitigator.pods == {POD}

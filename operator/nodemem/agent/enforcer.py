@@ -33,7 +33,8 @@ CALM_SECONDS = 3600.0
 """After so long without one, drifts are forgotten."""
 
 RECREATED_SECONDS = 120.0
-"""A report that was deleted comes back with an empty spec; so long the controller has to fill it again."""
+"""A report that was deleted comes back with an empty spec; so long the controller has to say again what belongs there,
+be it nothing."""
 
 
 class Enforcer:
@@ -124,8 +125,8 @@ class Enforcer:
             self._log.problem("limits", f"the report's spec can't be read: {error}")
             return
         self._log.well("limits")
-        made_anew = self._uid is not None and own.uid != self._uid and own.generation == 1
-        if made_anew and spec == MemoryReportSpec() != self._spec:
+        made_anew = self._uid is not None and own.uid != self._uid
+        if made_anew and "tmpfsLimits" not in own.spec and _asks(self._spec):
             if self._emptied_at is None:
                 self._emptied_at = self._clock()
             if self._clock() - self._emptied_at < RECREATED_SECONDS:
@@ -219,6 +220,11 @@ class Enforcer:
         elif step.drift:
             drifts = before.drifts if before is not None else None
         return replace(status, state="InSync", reason=reason, message=message, applied_bytes=after, drifts=drifts)
+
+
+def _asks(spec: MemoryReportSpec | None) -> bool:
+    """For something that is done here or by ``Reclaimer``; mitigations are another's."""
+    return spec is not None and (bool(spec.tmpfs_limits) or spec.reclaim is not None)
 
 
 class _Places:

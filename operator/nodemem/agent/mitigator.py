@@ -76,7 +76,7 @@ class Mitigator:
             self._log.problem("mitigations", f"the report's spec can't be read: {error}")
             return former != self.pods
         self._log.well("mitigations")
-        if self._uid is not None and own.uid != self._uid and own.generation == 1 and self._pods and not pods:
+        if self._uid is not None and own.uid != self._uid and "oomMitigations" not in own.spec and self._pods:
             if self._emptied_at is None:
                 self._emptied_at = self._clock()
             if self._clock() - self._emptied_at < RECREATED_SECONDS:
