@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed-demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,10 @@ format: $(VENV)/.installed-test ## Rewrite the code in the project's format
 .PHONY: bench
 bench: $(VENV)/.installed-test ## Scanner against the C yardstick, as ratios
 	PYTHONPATH=tests $(BIN)/python -m bench
+
+.PHONY: bench-v2
+bench-v2: $(VENV)/.installed-test ## The same scanner on cgroup v2, in a guest under QEMU
+	PYTHONPATH=tests $(BIN)/python -m bench.guest
 
 .PHONY: bench-agent
 bench-agent: $(VENV)/.installed-test ## Memory of the whole agent, publishing to a real API server

@@ -190,4 +190,5 @@ def main() -> int:
     return 0 if kept else 1
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

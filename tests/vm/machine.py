@@ -6,6 +6,7 @@ one ``run``.
 """
 
 import json
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -92,15 +93,20 @@ class Boot:
         return str(self.answers[scenario].get("log", ""))[-CONSOLE_TAIL:]
 
 
-def run(machine: Machine, scenarios: Sequence[Scenario], *, timeout: float = 600.0) -> Boot:
-    """Boot, run the scenarios in order, power off. Raises GuestError, packages.FetchError, or InstallError."""
+def run(
+    machine: Machine, scenarios: Sequence[Scenario], *, timeout: float = 600.0, files: Mapping[str, Path] | None = None
+) -> Boot:
+    """Boot, run the scenarios in order, power off. Raises GuestError, packages.FetchError, or InstallError.
+
+    ``files``: what else the scenarios need, by its path in the guest; modules go below "scenarios".
+    """
     kernel = packages.kernel(machine.kernel)
     emulator = ensure(*EMULATOR)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nodemem-vm-") as scratch:
         directory = Path(scratch)
         initrd = directory / "initrd"
-        initrd.write_bytes(_userland_archive(machine) + _job_archive(machine, kernel, scenarios))
+        initrd.write_bytes(_userland_archive(machine) + _job_archive(machine, kernel, scenarios, files or {}))
         command = [
             *(emulator, "-accel", "tcg", "-machine", "pc", "-cpu", _CPU, "-smp", "1", "-m", machine.memory),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -150,7 +156,9 @@ def _userland_archive(machine: Machine) -> bytes:
     return kept.read_bytes()
 
 
-def _job_archive(machine: Machine, kernel: packages.Kernel, scenarios: Sequence[Scenario]) -> bytes:
+def _job_archive(
+    machine: Machine, kernel: packages.Kernel, scenarios: Sequence[Scenario], files: Mapping[str, Path]
+) -> bytes:
     job = {
         "cgroup": machine.cgroup,
         "swap": machine.swap is not None,
@@ -168,9 +176,9 @@ def _job_archive(machine: Machine, kernel: packages.Kernel, scenarios: Sequence[
     }
     with tempfile.TemporaryDirectory(prefix="nodemem-vm-") as scratch:
         code = Path(scratch)
-        for source, target in [*_code(_SOURCE, "nodemem/nodemem"), *_code(_HERE, "scenarios")]:
+        for target, source in (_code(_SOURCE, "nodemem/nodemem") | _code(_HERE, "scenarios") | dict(files)).items():
             (code / target).parent.mkdir(parents=True, exist_ok=True)
-            (code / target).write_bytes(source.read_bytes())
+            shutil.copy(source, code / target)
         packages.byte_compile(packages.userland(), code)
         entries = [
             *(initramfs.directory(path) for path in ("dev", "proc", "sys", "run", "tmp", "modules")),
@@ -196,8 +204,8 @@ def _systemd_entries() -> list[bytes]:
     ]
 
 
-def _code(top: Path, target: str) -> list[tuple[Path, str]]:
-    return [(path, f"{target}/{path.relative_to(top)}") for path in sorted(top.rglob("*.py"))]
+def _code(top: Path, target: str) -> dict[str, Path]:
+    return {f"{target}/{path.relative_to(top)}": path for path in sorted(top.rglob("*.py"))}
 
 
 def _make_swap(path: Path, size: int) -> None:
