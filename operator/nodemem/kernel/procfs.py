@@ -218,8 +218,14 @@ class StatusParser:
 
     def parse(self, data: bytes) -> Status:
         """The same as ``parse_status(data)``."""
+        return self.living(data) or parse_status(data)
+
+    def living(self, data: bytes) -> Status | None:
+        """The same; None, at a glance, without an address space."""
         size = data.find(b"\nVmSize:")
-        if size > 0 and self._lines is not None:
+        if size < 0:
+            return None
+        if self._lines is not None:
             state, ppid, uid = self._lines
             line = data[:size].split(b"\n", uid + 1)
             at = data.find(b"\n", size + 1)
@@ -367,8 +373,9 @@ class ProcessTable:
                 continue
             now[name] = seen
             processes[pid] = seen.process
-            for key in seen.denied:
-                unreadable[key] = unreadable.get(key, 0) + 1
+            if seen.denied:
+                for key in seen.denied:
+                    unreadable[key] = unreadable.get(key, 0) + 1
 
         self._seen = now
         missing = [Unreadable(what, why, count) for (what, why), count in unreadable.items()]
@@ -431,10 +438,9 @@ class ProcessTable:
         """All but the start of a process that has an address space and lets it be read; None: it takes ``_read``."""
         read, base = self._host.read_small, f"{self._host.proc}/{name}/"
         try:
-            data = self._read_status(base + "status")
-            if b"\nVmSize:" not in data:
+            status = self._status.living(self._read_status(base + "status"))
+            if status is None:
                 return None
-            status = self._status.parse(data)
             adj = int(read(base + "oom_score_adj"))
             membership = read(base + "cgroup")
             mnt_ns = int(self._host.readlink(base + "ns/mnt")[5:-1])

@@ -60,9 +60,9 @@ class KernelRef:
 Owner = ContainerRef | PodRef | ServiceRef | KernelRef
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TmpfsOwner:
-    """What a tmpfs is for, and whose it is as far as paths and namespaces tell.
+    """What a tmpfs is for, and whose it is as far as paths and namespaces tell. Treat it as frozen.
 
     ``container_id`` is the one container that has it; for SharedMemory of a pod, the sandbox (it need not be running).
     ``containers`` are those whose mount namespace has it mounted, sorted; where a pod owns it, the pod's alone, since

@@ -343,18 +343,19 @@ class Collector:
         thrift = self._thrift
         total = memory.partition.shmem_bytes
         now, used, last = self._clock(), _used(mounts), self._attributed
-        worth, likely = self._worth(memory), frozenset(scan.processes)
-        if thrift is not None:
-            # Containers to which no Shmem to speak of is charged hold none.
-            cgroups = ((each, each.cgroup) for each in containers.values())
-            without = (each for each, cgroup in cgroups if cgroup and (cgroup.shmem_bytes or 0) < worth // 8)
-            likely = likely.difference(*(each.pids for each in without))
+        worth = self._worth(memory)
         if thrift is not None and deep == "auto":
             deep = "spare"
             if last is not None and now - last.taken_at < thrift.max_age_seconds:
                 carried = _carried(last.breakdown, last.used, total, used)
                 if abs(carried.unattributed_bytes - last.breakdown.unattributed_bytes) <= worth:
                     return carried
+        # Containers to which no Shmem to speak of is charged hold none.
+        unlikely: set[int] = set()
+        if thrift is not None:
+            cgroups = ((each, each.cgroup) for each in containers.values())
+            without = (each for each, cgroup in cgroups if cgroup and (cgroup.shmem_bytes or 0) < worth // 8)
+            unlikely.update(*(each.pids for each in without))
         breakdown = shmem.attribute(
             self._host,
             total,
@@ -364,7 +365,7 @@ class Collector:
             walked_bytes={device: each.found_bytes for device, each in inspections.items()},
             fields=memory.fields,
             worth_bytes=worth,
-            likely=likely.__contains__,
+            likely=lambda pid: pid not in unlikely,
         )
         self._attributed = _Attributed(now, breakdown, used)
         return breakdown
