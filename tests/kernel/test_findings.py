@@ -14,7 +14,7 @@ import pytest
 
 from kernel import workloads
 from kernel.hungry import KillLog, Worker, eventually
-from nodemem.kernel import oom
+from nodemem.kernel import oom, oomexposure
 from nodemem.kernel.host import Host
 from nodemem.node import findings
 from nodemem.node.exposure import ContainerOutlook, Exposure, Severity
@@ -84,9 +84,9 @@ def ours(found: Findings) -> dict[str, ContainerOutlook]:
     return {each.container_id or "pod": each for each in found.outlooks if each.pod_uid == UID}
 
 
-def skew(exposed: Exposure) -> oom.SkewedAdj:
+def skew(exposed: Exposure) -> oomexposure.SkewedAdj:
     [evidence] = exposed.evidence
-    assert isinstance(evidence, oom.SkewedAdj)
+    assert isinstance(evidence, oomexposure.SkewedAdj)
     error = oom.rss_error_pages(os.cpu_count() or 1, release=os.uname().release)
     assert evidence.predicted_points - evidence.largest_points > error, "the scenario is too close to call"
     return evidence
@@ -173,7 +173,7 @@ def test_a_limit_full_of_tmpfs_is_exposed_and_names_it(stack: contextlib.ExitSta
     [exposed] = [each for each in find().exposures if each.outlook.pod_uid == UID]
     assert exposed.outlook.reasons == ("TmpfsHeld",)
     [evidence] = exposed.evidence
-    assert isinstance(evidence, oom.TmpfsHeld)
+    assert isinstance(evidence, oomexposure.TmpfsHeld)
     assert evidence.held_bytes >= held.bytes
     assert held.path in exposed.message
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nodemem.kernel import lab, labchecks, labprogram, oom
+from nodemem.kernel import lab, labchecks, labprogram, oomexposure
 from nodemem.kernel.cgroups import discover
 from nodemem.kernel.host import Host
 from nodemem.kernel.labplan import Plan, Program
@@ -113,7 +113,10 @@ def test_memory_in_a_tmpfs_file_stays_when_processes_die() -> None:
     assert before.domain.shmem_bytes >= 40 * MIB
     assert result.usage_bytes is not None
     assert result.usage_bytes >= 40 * MIB
-    assert any(isinstance(reason, oom.TmpfsHeld) for reason in oom.exposure_reasons(before.domain, before.rules))
+    assert any(
+        isinstance(reason, oomexposure.TmpfsHeld)
+        for reason in oomexposure.exposure_reasons(before.domain, before.rules)
+    )
 
 
 def test_without_the_kernel_log_the_exits_tell_who_died(monkeypatch: pytest.MonkeyPatch) -> None:

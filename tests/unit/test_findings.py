@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cgrouptrees import ID, UID, V1_MOUNTINFO, V2_MOUNTINFO, Figures, v1_files, v2_files
 from nodemem.agent import exposures
 from nodemem.cli import oom_exposed
-from nodemem.kernel import oom
+from nodemem.kernel import oom, oomexposure
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.cgroups import MemoryCgroup
 from nodemem.kernel.host import Host
@@ -185,7 +185,7 @@ def test_tmpfs_shared_with_others_is_an_upper_bound() -> None:
     held = (HeldTmpfs("/cache", 900 * MIB, True),)
     _, found = only(place([task(10, "app", MIB)], tmpfs=held, cgroup={"shmem_bytes": 900 * MIB}))
     assert found is not None
-    assert isinstance(found.evidence[0], oom.TmpfsHeld)
+    assert isinstance(found.evidence[0], oomexposure.TmpfsHeld)
     assert found.evidence[0].upper_bound
 
 
@@ -505,7 +505,7 @@ def test_the_pod_of_the_commit_is_exposed_by_the_pause_process() -> None:
     assert largest.frees_bytes == 3976380 * PAGE
     assert largest.container_id == APP_ID
     [evidence] = of_pod.evidence
-    assert isinstance(evidence, oom.ClampedBadness)
+    assert isinstance(evidence, oomexposure.ClampedBadness)
     assert (evidence.at_floor, evidence.largest_points_unclamped) == (21, -209232)
     assert (of_pod.mitigation.oom_score_adj, of_pod.mitigation.discriminates_above_percent) == (-63, 7)
     for words in (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nodemem.kernel import oom
+from nodemem.kernel import oom, oomexposure
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.oom import Domain, Generation, Knobs, Outcome, Task
 from nodemem.kernel.procfs import Process
@@ -350,7 +350,7 @@ def test_a_cgroup_without_a_limit_has_no_totalpages() -> None:
     assert oom.memcg_totalpages(0, page_size=4096, version="v2", total_swap_bytes=0) == 1
     domain = Domain((Task(1, "a", 5),), None, oom.MEMCG)
     assert oom.predict_domain(domain, LAST) is None
-    assert oom.exposure_reasons(domain, LAST) == ()
+    assert oomexposure.exposure_reasons(domain, LAST) == ()
 
 
 def test_totalpages_of_the_node_are_memtotal_and_swaptotal() -> None:
@@ -510,7 +510,7 @@ def test_with_oom_group_the_wrong_pick_is_right_for_the_largest_dies_too() -> No
     grouped = Knobs("memcg", domain_path="/c", oom_group_paths=frozenset({"/c"}))
     assert oom.predict(tasks, 51200, LAST, grouped).right
     assert oom.predict(tasks, 51200, LAST).right is False
-    assert oom.exposure_reasons(Domain(tuple(tasks), 51200, grouped, "exact"), LAST) == ()
+    assert oomexposure.exposure_reasons(Domain(tuple(tasks), 51200, grouped, "exact"), LAST) == ()
 
 
 def test_before_5_2_the_largest_child_dies_for_its_parent() -> None:
@@ -707,7 +707,7 @@ def test_the_probe_reads_what_it_can(files: dict[str, bytes], generation: Genera
 
 
 def test_the_commits_container_needs_minus_63_on_a_node_of_256_gib(golden: list[Task]) -> None:
-    found = oom.mitigation(GOLDEN_PAGES, 256 * GIB, golden, FIRST)
+    found = oomexposure.mitigation(GOLDEN_PAGES, 256 * GIB, golden, FIRST)
     assert (found.oom_score_adj, found.discriminates_above_percent) == (-63, 7)
     assert found.keeps_node_floor
     assert found.largest_stands_out
@@ -728,7 +728,7 @@ def test_the_commits_container_needs_minus_63_on_a_node_of_256_gib(golden: list[
     ],
 )
 def test_no_mitigation_says_why(rules: oom.Rules, limit: int, node: int, why: str) -> None:
-    found = oom.mitigation(limit, node, TWO, rules)
+    found = oomexposure.mitigation(limit, node, TWO, rules)
     assert found.oom_score_adj is None
     assert found.discriminates_above_percent is None
     assert not found.keeps_node_floor
@@ -747,7 +747,7 @@ def test_the_mitigation_keeps_the_floor_on_the_node_and_frees_the_choice_in_the_
 ) -> None:
     limit = max(1, node * part // 1000)
     tasks = [Task(i, "t", limit * share // 1000, oom_score_adj=-997) for i, share in enumerate(shares)]
-    found = oom.mitigation(limit, node, tasks, rules)
+    found = oomexposure.mitigation(limit, node, tasks, rules)
     if found.oom_score_adj is None:
         assert found.why_none
         # Nothing is given up too early: whoever fills the limit stays at the floor with every value that keeps it.
@@ -773,8 +773,8 @@ def test_the_mitigation_keeps_the_floor_on_the_node_and_frees_the_choice_in_the_
 
 def test_a_process_that_counts_more_than_the_limit_raises_the_bar() -> None:
     over = [Task(1, "maps much", 3 * GIB)]
-    lower = oom.mitigation(2 * GIB, 64 * GIB, [], LAST)
-    higher = oom.mitigation(2 * GIB, 64 * GIB, over, LAST)
+    lower = oomexposure.mitigation(2 * GIB, 64 * GIB, [], LAST)
+    higher = oomexposure.mitigation(2 * GIB, 64 * GIB, over, LAST)
     assert lower.oom_score_adj is not None
     assert higher.oom_score_adj is not None
     assert higher.oom_score_adj < lower.oom_score_adj
@@ -790,8 +790,8 @@ def domain(tasks: list[Task], order: oom.Order = "exact", **changes: object) -> 
 
 
 def test_clamped_badness_names_the_numbers_behind_both(golden: list[Task]) -> None:
-    [reason] = oom.exposure_reasons(Domain(tuple(golden), GOLDEN_PAGES, oom.MEMCG, "exact"), FIRST)
-    assert isinstance(reason, oom.ClampedBadness)
+    [reason] = oomexposure.exposure_reasons(Domain(tuple(golden), GOLDEN_PAGES, oom.MEMCG, "exact"), FIRST)
+    assert isinstance(reason, oomexposure.ClampedBadness)
     assert reason.predicted is not None
     assert (reason.predicted.pid, reason.largest.pid, reason.at_floor) == (5740, 58406, 21)
     assert (reason.predicted_points_unclamped, reason.largest_points_unclamped) == (-4185603, -209232)
@@ -800,60 +800,60 @@ def test_clamped_badness_names_the_numbers_behind_both(golden: list[Task]) -> No
 
 def test_an_accurate_kernel_and_a_lucky_order_are_not_exposed(golden: list[Task]) -> None:
     found = Domain(tuple(golden), GOLDEN_PAGES, oom.MEMCG, "exact")
-    assert oom.exposure_reasons(found, ACCURATE) == ()
-    assert oom.exposure_reasons(found, LAST) == ()
+    assert oomexposure.exposure_reasons(found, ACCURATE) == ()
+    assert oomexposure.exposure_reasons(found, LAST) == ()
 
 
 def test_a_tie_nobody_can_see_through_is_an_exposure(golden: list[Task]) -> None:
-    [reason] = oom.exposure_reasons(Domain(tuple(golden), GOLDEN_PAGES, oom.MEMCG, "unknown"), LAST)
-    assert isinstance(reason, oom.ClampedBadness)
+    [reason] = oomexposure.exposure_reasons(Domain(tuple(golden), GOLDEN_PAGES, oom.MEMCG, "unknown"), LAST)
+    assert isinstance(reason, oomexposure.ClampedBadness)
     assert reason.predicted is None
     assert reason.predicted_points_unclamped is None
 
 
 def test_one_killable_process_is_no_choice_and_no_exposure() -> None:
-    assert oom.exposure_reasons(domain([Task(1, "a", 9000, oom_score_adj=-998)]), LAST) == ()
+    assert oomexposure.exposure_reasons(domain([Task(1, "a", 9000, oom_score_adj=-998)]), LAST) == ()
 
 
 def test_an_unkillable_hog_names_whom_the_killer_takes_instead() -> None:
     tasks = [Task(1, "a", 10), Task(2, "hog", 25600, oom_score_adj=-1000), Task(3, "b", 20)]
-    [reason] = oom.exposure_reasons(domain(tasks), ACCURATE)
-    assert isinstance(reason, oom.Unkillable)
+    [reason] = oomexposure.exposure_reasons(domain(tasks), ACCURATE)
+    assert isinstance(reason, oomexposure.Unkillable)
     assert (reason.task.pid, reason.share, reason.others) == (2, 0.5, (3, 1))
     small = [replace(tasks[1], rss_pages=10), *tasks[:1]]
-    assert oom.exposure_reasons(domain(small), ACCURATE) == ()
+    assert oomexposure.exposure_reasons(domain(small), ACCURATE) == ()
 
 
 @pytest.mark.parametrize("rules", [FIRST, LAST, ACCURATE])
 def test_skewed_adj_hides_the_largest_on_every_kernel(rules: oom.Rules) -> None:
     tasks = [Task(1, "db", 30000, oom_score_adj=-900), Task(2, "exporter", 50), Task(3, "log", 40)]
-    [reason] = oom.exposure_reasons(domain(tasks), rules)
-    assert isinstance(reason, oom.SkewedAdj)
+    [reason] = oomexposure.exposure_reasons(domain(tasks), rules)
+    assert isinstance(reason, oomexposure.SkewedAdj)
     assert (reason.predicted.pid, reason.largest.pid) == (2, 1)
     assert (reason.predicted_points, reason.largest_points) == (50, 30000 - 900 * 51)
 
 
 def test_different_adj_that_hide_nothing_are_not_exposed() -> None:
     tasks = [Task(1, "pause", 1, oom_score_adj=-998), Task(2, "app", 9000, oom_score_adj=900)]
-    assert oom.exposure_reasons(domain(tasks), LAST) == ()
+    assert oomexposure.exposure_reasons(domain(tasks), LAST) == ()
 
 
 def test_a_limit_full_of_tmpfs_cannot_be_helped_by_kills() -> None:
     limit = 51200 * 4096
     held = domain(TWO, limit_bytes=limit, shmem_bytes=limit // 2)
-    assert oom.exposure_reasons(held, ACCURATE) == (oom.TmpfsHeld(limit // 2, limit, True),)
+    assert oomexposure.exposure_reasons(held, ACCURATE) == (oomexposure.TmpfsHeld(limit // 2, limit, True),)
     known = replace(held, tmpfs_bytes=limit // 10)
-    assert oom.exposure_reasons(known, ACCURATE) == ()
+    assert oomexposure.exposure_reasons(known, ACCURATE) == ()
     known = replace(held, tmpfs_bytes=limit)
-    assert oom.exposure_reasons(known, ACCURATE) == (oom.TmpfsHeld(limit, limit, False),)
-    assert oom.exposure_reasons(replace(held, shmem_bytes=None), ACCURATE) == ()
+    assert oomexposure.exposure_reasons(known, ACCURATE) == (oomexposure.TmpfsHeld(limit, limit, False),)
+    assert oomexposure.exposure_reasons(replace(held, shmem_bytes=None), ACCURATE) == ()
 
 
 def test_an_oom_that_hangs_has_no_wrong_choice() -> None:
     hangs = domain(
         [Task(1, "a", 9000, oom_score_adj=-900), Task(2, "b", 1)], knobs=Knobs("memcg", oom_kill_disable=True)
     )
-    assert oom.exposure_reasons(hangs, LAST) == ()
+    assert oomexposure.exposure_reasons(hangs, LAST) == ()
 
 
 @given(st.lists(ctasks, min_size=1, max_size=7), totals, st.sampled_from([FIRST, LAST, ACCURATE]))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from nodemem.cli.options import add_output, add_root
 from nodemem.cli.text import binary_size, dump, safe, show, table
-from nodemem.kernel import oom
+from nodemem.kernel import oom, oomexposure
 from nodemem.kernel.host import Unreadable
 from nodemem.node import findings
 from nodemem.node.advice import count
@@ -128,9 +128,9 @@ def _exposure_data(exposure: Exposure, page_size: int) -> dict[str, Any]:
     }
 
 
-def _evidence_data(reason: oom.Reason, page_size: int) -> dict[str, Any]:
+def _evidence_data(reason: oomexposure.Reason, page_size: int) -> dict[str, Any]:
     match reason:
-        case oom.ClampedBadness():
+        case oomexposure.ClampedBadness():
             return {
                 "reason": reason.kind,
                 "scoringTheSame": reason.at_floor,
@@ -138,7 +138,7 @@ def _evidence_data(reason: oom.Reason, page_size: int) -> dict[str, Any]:
                 "largestPointsUnclamped": reason.largest_points_unclamped,
                 "totalPages": reason.totalpages,
             }
-        case oom.SkewedAdj():
+        case oomexposure.SkewedAdj():
             return {
                 "reason": reason.kind,
                 "predictedPoints": reason.predicted_points,
@@ -147,7 +147,7 @@ def _evidence_data(reason: oom.Reason, page_size: int) -> dict[str, Any]:
                 "largestOomScoreAdj": reason.largest.oom_score_adj,
                 "totalPages": reason.totalpages,
             }
-        case oom.Unkillable():
+        case oomexposure.Unkillable():
             return {
                 "reason": reason.kind,
                 "pid": reason.task.pid,
@@ -157,7 +157,7 @@ def _evidence_data(reason: oom.Reason, page_size: int) -> dict[str, Any]:
                 "killedInstead": list(reason.others),
                 "totalPages": reason.totalpages,
             }
-        case oom.TmpfsHeld():
+        case oomexposure.TmpfsHeld():
             return {
                 "reason": reason.kind,
                 "heldBytes": reason.held_bytes,

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nodemem.kernel import oom
-from nodemem.kernel.oom import Domain, Reason, Rules, Task
+from nodemem.kernel import oom, oomexposure
+from nodemem.kernel.oom import Domain, Rules, Task
+from nodemem.kernel.oomexposure import Reason
 from nodemem.node.adj import BEST_EFFORT, GUARANTEED
 from nodemem.node.oomdomains import Node, Place
 from nodemem.node.units import binary_size, percent
@@ -35,9 +36,9 @@ class MitigationAdvice:
 
 def mitigation(domain: Domain, node: Node, rules: Rules, reasons: Sequence[Reason]) -> MitigationAdvice:
     """A value helps against the clamp (and, being the same for all, against a skew that comes with it)."""
-    if not any(isinstance(each, oom.ClampedBadness) for each in reasons):
+    if not any(isinstance(each, oomexposure.ClampedBadness) for each in reasons):
         return MitigationAdvice(None, None, "; ".join(WHY_NO_VALUE[each.kind] for each in reasons))
-    found = oom.mitigation(domain.totalpages or 0, node.totalpages, domain.tasks, rules)
+    found = oomexposure.mitigation(domain.totalpages or 0, node.totalpages, domain.tasks, rules)
     return MitigationAdvice(found.oom_score_adj, found.discriminates_above_percent, found.why_none)
 
 
@@ -46,11 +47,11 @@ def message(place: Place, node: Node, domain: Domain, reasons: Sequence[Reason],
     words = _Words(place, node, domain)
     return " ".join(
         words.clamped(reason, value)
-        if isinstance(reason, oom.ClampedBadness)
+        if isinstance(reason, oomexposure.ClampedBadness)
         else words.unkillable(reason)
-        if isinstance(reason, oom.Unkillable)
+        if isinstance(reason, oomexposure.Unkillable)
         else words.skewed(reason)
-        if isinstance(reason, oom.SkewedAdj)
+        if isinstance(reason, oomexposure.SkewedAdj)
         else words.held(reason)
         for reason in reasons
     )
@@ -62,7 +63,7 @@ class _Words:
         what = f"container {place.container_id[:12]}" if place.container_id else f"pod {place.pod_uid}"
         self._subject = f"When {what} reaches its limit of {binary_size(place.limit_bytes)}"
 
-    def clamped(self, reason: oom.ClampedBadness, value: MitigationAdvice) -> str:
+    def clamped(self, reason: oomexposure.ClampedBadness, value: MitigationAdvice) -> str:
         if reason.predicted is not None:
             whom = f"{self._process(reason.predicted)}, which frees {self._frees(reason.predicted)}"
         else:
@@ -83,7 +84,7 @@ class _Words:
             f"{value.discriminates_above_percent} % of the limit or more stands out."
         )
 
-    def unkillable(self, reason: oom.Unkillable) -> str:
+    def unkillable(self, reason: oomexposure.Unkillable) -> str:
         held = f"{self._process(reason.task)} holds {self._frees(reason.task)}, {percent(reason.share, 1)} of it"
         names = {task.pid: task for task in self._domain.tasks}
         others = [self._process(names[pid]) for pid in reason.others[:_NAMED]]
@@ -99,7 +100,7 @@ class _Words:
             "the script that starts it, or a parent that had it (children inherit it)."
         )
 
-    def skewed(self, reason: oom.SkewedAdj) -> str:
+    def skewed(self, reason: oomexposure.SkewedAdj) -> str:
         text = (
             f"{self._subject}, the kernel kills {self._process(reason.predicted)}, which frees "
             f"{self._frees(reason.predicted)}, and not {self._process(reason.largest)}, which holds "
@@ -116,7 +117,7 @@ class _Words:
             "some program in it, or its start script, writes /proc/<pid>/oom_score_adj."
         )
 
-    def held(self, reason: oom.TmpfsHeld) -> str:
+    def held(self, reason: oomexposure.TmpfsHeld) -> str:
         least = "up to " if reason.upper_bound else ""
         tmpfs = sorted(self._place.tmpfs or (), key=lambda each: -(each.used_bytes or 0))
         where = ", ".join(f"{each.path} ({binary_size(each.used_bytes)})" for each in tmpfs[:_NAMED] if each.used_bytes)

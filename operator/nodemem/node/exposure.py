@@ -1,16 +1,17 @@
 """Whom an OOM of each container and pod would kill, whether that is the right process, and what is exposed.
 
 Pure: places (``oomdomains``) in, dataclasses out. What "exposed" means and which reasons there are is the kernel
-module's (``oom.exposure_reasons``); here it is put together for a node: which limit is hit first, how urgent it is,
-what to do.
+module's (``oomexposure.exposure_reasons``); here it is put together for a node: which limit is hit first, how urgent
+it is, what to do.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nodemem.kernel import oom
-from nodemem.kernel.oom import Domain, Generation, Outcome, Prediction, Reason, Rules, Task
+from nodemem.kernel import oom, oomexposure
+from nodemem.kernel.oom import Domain, Generation, Outcome, Prediction, Rules, Task
+from nodemem.kernel.oomexposure import Reason
 from nodemem.node import advice
 from nodemem.node.adj import PROTECTED_AT_MOST
 from nodemem.node.oomdomains import Node, Place, ProcessFigures, Scope, domain
@@ -34,7 +35,7 @@ class ContainerOutlook:
     ``committed_bytes`` is usage without page cache. ``outcome``, ``predicted_victim``, ``largest``, ``right`` and
     ``exposed`` are None where there is no limit, or it can't be told; ``note`` then says why. ``possible_victims`` has
     more than one pid where the order that decides can't be seen. ``whole_group``: the memory cgroup that dies as a
-    whole (memory.oom.group). ``reasons`` are kinds of ``oom.Reason``.
+    whole (memory.oom.group). ``reasons`` are kinds of ``oomexposure.Reason``.
     """
 
     scope: Scope
@@ -155,9 +156,11 @@ def _cases(place: Place, node: Node, all_rules: Mapping[Generation, Rules]) -> d
         prediction = None if its_domain is None else oom.predict_domain(its_domain, rules)
         if its_domain is None or prediction is None:
             continue
-        reasons = oom.exposure_reasons(its_domain, rules, prediction)
+        reasons = oomexposure.exposure_reasons(its_domain, rules, prediction)
         if prediction.unknown:  # any of these may be the victim: only what no choice changes is certain
-            reasons = tuple(each for each in reasons if isinstance(each, oom.TmpfsHeld | oom.Unkillable))
+            reasons = tuple(
+                each for each in reasons if isinstance(each, oomexposure.TmpfsHeld | oomexposure.Unkillable)
+            )
         found[generation] = _Case(its_domain, rules, prediction, reasons)
     return found
 

@@ -7,7 +7,7 @@ different values the pod's own OOM would go by these and not by sizes. Else each
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nodemem.kernel import oom
+from nodemem.kernel import oom, oomexposure
 from nodemem.kernel.oom import Generation
 from nodemem.node.oomdomains import Node, Place, domain
 
@@ -50,7 +50,7 @@ def _target(place: Place, node: Node) -> Target:
     its_domain = domain(place, node, rules)
     if its_domain is None or its_domain.totalpages is None:
         return Target(None, place.limit_bytes, "it has no memory limit: there is no OOM of its own")
-    value = oom.mitigation(its_domain.totalpages, node.totalpages, its_domain.tasks, rules)
+    value = oomexposure.mitigation(its_domain.totalpages, node.totalpages, its_domain.tasks, rules)
     return Target(value.oom_score_adj, place.limit_bytes, value.why_none)
 
 

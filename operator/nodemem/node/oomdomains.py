@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from nodemem.kernel import oom
+from nodemem.kernel import oom, oomexposure
 from nodemem.kernel.cgroups import Hierarchy, MemoryCgroup
 from nodemem.kernel.oom import Domain, Generation, Rules, Task
 from nodemem.node import owners
@@ -288,7 +288,7 @@ def suspects(snapshot: Snapshot) -> set[str]:
 def _held_by_shmem(cgroup: MemoryCgroup | None) -> bool:
     if cgroup is None or not cgroup.limit_bytes:
         return False
-    return (cgroup.shmem_bytes or 0) >= oom.TMPFS_SHARE * cgroup.limit_bytes
+    return (cgroup.shmem_bytes or 0) >= oomexposure.TMPFS_SHARE * cgroup.limit_bytes
 
 
 class _Choice(NamedTuple):
@@ -411,7 +411,7 @@ def _held(
     """Only for a place with so much Shmem that it matters how much of it is tmpfs: this goes through all of them."""
     if cgroup is None or snapshot.mounts.unreadable or not cgroup.limit_bytes:
         return None
-    if (cgroup.shmem_bytes or 0) < oom.TMPFS_SHARE * cgroup.limit_bytes:
+    if (cgroup.shmem_bytes or 0) < oomexposure.TMPFS_SHARE * cgroup.limit_bytes:
         return None
     return tuple(_reachable(snapshot, pod_uid, container_id))
 
