@@ -228,6 +228,23 @@ def test_first_scan_has_what_a_container_holds_and_leaves_the_split_of_a_small_o
     assert small_second.complete
 
 
+def test_of_a_pod_without_a_limit_only_that_is_read(collector: Collector) -> None:
+    container = secrets.token_hex(32)
+    with (
+        workloads.container_cgroup("0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4e", container) as place,
+        workloads.shared_anonymous(2 * MIB, cgroup=place),
+        counted_reads(collector) as paths,
+    ):
+        first = collector.collect(full=False)
+    directory = f"/{place.parent.name}/"
+    of_pod = {path.partition(directory)[2] for path in paths if directory in path and container not in path}
+    assert of_pod <= {"memory.limit_in_bytes", "memory.max"}
+    assert len(of_pod) == 1
+    assert first.containers[container].cgroup is not None
+    (pod,) = (each for path, each in first.pods.items() if path.endswith(place.parent.name))
+    assert (pod.limit_bytes, pod.usage_bytes, pod.complete) == (None, None, False)
+
+
 def test_first_scan_guesses_where_stacks_are_and_the_second_looks(collector: Collector) -> None:
     with counted_reads(collector) as paths:
         collector.collect(full=False)

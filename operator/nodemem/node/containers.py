@@ -70,9 +70,9 @@ class ContainerTable:
       read, and from 80 % of the limit on; else at most ``ROTATION`` scans old.
     - The limit: at most ``ROTATION`` scans old. Events, swappiness, limits of swap: ``SETTINGS_ROTATION``. All of it is
       current in the first scans of a container.
-    - A pod without a limit: at most ``ROTATION`` scans old in everything.
-    - In the first scan only these are read, and the split only of what holds more than 1 MiB and is no pod without a
-      limit; the cgroups are then not ``complete``.
+    - Of a pod without a limit nothing is known but that, at most ``ROTATION`` scans old.
+    - In the first scan only these are read, and the split only of what holds more than 1 MiB; the cgroups are then not
+      ``complete``.
     - Which containers there are: current for those with processes; an empty one is found by the second scan, and then
       within ``ROTATION`` scans.
 
@@ -125,7 +125,7 @@ class ContainerTable:
             if place not in self._pod_of:
                 self._pod_of[place] = pod_of[place] if place in pod_of else pod_path(self._hierarchy, ref, path)
             pod = self._pod_of[place]
-            if pod is not None and pod not in pods and (of_pod := self._look(pod, known.get(pod), True)) is not None:
+            if pod is not None and pod not in pods and (of_pod := self._look_at_pod(pod, known.get(pod))) is not None:
                 pods[pod] = of_pod
         return containers, pods
 
@@ -171,17 +171,28 @@ class ContainerTable:
             path = above
         return path
 
-    def _look(self, path: str, known: _Known | None, of_pod: bool = False) -> MemoryCgroup | None:
+    def _look_at_pod(self, path: str, known: _Known | None) -> MemoryCgroup | None:
+        """Without a limit there is nothing in a pod that its containers don't have."""
+        if not self._thrifty or (known is not None and known.cgroup.limit_bytes is not None):
+            return self._look(path, known)
+        due = known is None or known.settling or self._scans % ROTATION == known.turn % ROTATION
+        if due and self._hierarchy.limit(path) is not None:
+            return self._look(path, None)
+        if known is None:
+            known = self._new(MemoryCgroup(path, False, None, None, None, None, None, None))
+        known.settling = max(0, known.settling - 1)
+        self._known[path] = known
+        return known.cgroup
+
+    def _look(self, path: str, known: _Known | None) -> MemoryCgroup | None:
         if self._hierarchy.memory_version is None:
             return None
         try:
             if known is None:
-                self._made += 1
                 if self._thrifty and self._scans == 0:  # hundreds are new: what else there is to read comes next time
-                    cgroup = self._glance(path, of_pod)
+                    known = self._new(self._glance(path))
                 else:
-                    cgroup = self._hierarchy.read(path)
-                known = _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
+                    known = self._new(self._hierarchy.read(path))
             elif not self._thrifty or known.settling or self._scans % SETTINGS_ROTATION == known.turn:
                 known.cgroup = self._hierarchy.read(path)
                 known.split_at = known.cgroup.usage_bytes
@@ -190,18 +201,21 @@ class ContainerTable:
                 cheap = self._hierarchy.read(path, cheap=True)
                 known.split_at = cheap.usage_bytes
                 known.cgroup = _merged(known.cgroup, cheap, limit_bytes=self._hierarchy.limit(path))
-            elif not of_pod or known.cgroup.limit_bytes is not None:
+            else:
                 self._update(path, known)
         except FileNotFoundError:
             return None
         self._known[path] = known
         return known.cgroup
 
-    def _glance(self, path: str, of_pod: bool) -> MemoryCgroup:
+    def _new(self, cgroup: MemoryCgroup) -> _Known:
+        self._made += 1
+        return _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
+
+    def _glance(self, path: str) -> MemoryCgroup:
         """Usage and limit, and what it is made of only where somebody may act on that."""
         used, limit = self._hierarchy.usage_and_limit(path)
-        little = used is not None and used <= _MOVED_BYTES and (limit is None or used < _NEAR_LIMIT * limit)
-        if little or (of_pod and limit is None):
+        if used is not None and used <= _MOVED_BYTES and (limit is None or used < _NEAR_LIMIT * limit):
             return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
         cgroup = self._hierarchy.read(path, cheap=True, usage=used)
         cgroup.limit_bytes = limit
