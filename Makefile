@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-demo ## Install into .venv; this machine's report, then
 
 .PHONY: test
 test: $(VENV)/.installed-test check ## Install what the tests need, and run them (root: the real kernel is part of them)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: test-vm
 test-vm: $(VENV)/.installed-test ## The full matrix of other kernels under QEMU (make test runs a short set)
