@@ -228,6 +228,25 @@ def test_first_scan_has_what_a_container_holds_and_leaves_the_split_of_a_small_o
     assert small_second.complete
 
 
+def test_first_scan_splits_what_holds_most_and_what_is_half_full(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodemem.node.containers.SPLIT_FIRST", 1)
+    most, more, half_full = (secrets.token_hex(32) for _ in range(3))
+    uid = "0f3c8a52-6b1e-4d7a-9c55-7e2f9a1b3c4f"
+    with (
+        workloads.container_cgroup(uid, most) as of_most,
+        workloads.container_cgroup(uid, more) as of_more,
+        workloads.container_cgroup(uid, half_full, limit=8 * MIB) as of_half_full,
+        workloads.shared_anonymous(600 * MIB, cgroup=of_most),
+        workloads.shared_anonymous(60 * MIB, cgroup=of_more),
+        workloads.shared_anonymous(5 * MIB, cgroup=of_half_full),
+    ):
+        first, second = (collector.collect(full=False).containers for _ in range(2))
+    split = {name: [each[name].cgroup.shmem_bytes for each in (first, second)] for name in (most, more, half_full)}
+    assert split == {most: [600 * MIB] * 2, more: [None, 60 * MIB], half_full: [5 * MIB] * 2}
+
+
 def test_of_a_pod_without_a_limit_only_that_is_read(collector: Collector) -> None:
     container = secrets.token_hex(32)
     with (

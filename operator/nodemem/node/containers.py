@@ -22,6 +22,9 @@ SETTLING = 2
 
 FORGETTING = 30
 
+SPLIT_FIRST = 64
+"""So many of those that hold most are split in the first scan."""
+
 _MOVED_BYTES = 1 << 20
 _MOVED_SHARE = 50  # a fiftieth
 _NEAR_LIMIT = 0.8
@@ -71,8 +74,8 @@ class ContainerTable:
     - The limit: at most ``ROTATION`` scans old. Events, swappiness, limits of swap: ``SETTINGS_ROTATION``. All of it is
       current in the first scans of a container.
     - Of a pod without a limit nothing is known but that, at most ``ROTATION`` scans old.
-    - In the first scan only these are read, and the split only of what holds more than 1 MiB; the cgroups are then not
-      ``complete``.
+    - In the first scan only these are read, and the split only of the ``SPLIT_FIRST`` that hold most, if more than
+      1 MiB, and of what is half full; the cgroups are then not ``complete``.
     - Which containers there are: current for those with processes; an empty one is found by the second scan, and then
       within ``ROTATION`` scans.
 
@@ -127,6 +130,8 @@ class ContainerTable:
             pod = self._pod_of[place]
             if pod is not None and pod not in pods and (of_pod := self._look_at_pod(pod, known.get(pod))) is not None:
                 pods[pod] = of_pod
+        if self._hurried:
+            self._split([*(each.cgroup for each in containers.values() if each.cgroup is not None), *pods.values()])
         return containers, pods
 
     def refresh(self, containers: Mapping[str, Container]) -> dict[str, Container]:
@@ -189,10 +194,7 @@ class ContainerTable:
             return None
         try:
             if known is None:
-                if self._thrifty and self._scans == 0:  # hundreds are new: what else there is to read comes next time
-                    known = self._new(self._glance(path))
-                else:
-                    known = self._new(self._hierarchy.read(path))
+                known = self._new(self._glance(path) if self._hurried else self._hierarchy.read(path))
             elif not self._thrifty or known.settling or self._scans % SETTINGS_ROTATION == known.turn:
                 known.cgroup = self._hierarchy.read(path)
                 known.split_at = known.cgroup.usage_bytes
@@ -212,14 +214,28 @@ class ContainerTable:
         self._made += 1
         return _Known(cgroup, cgroup.usage_bytes, self._made % SETTINGS_ROTATION)
 
+    @property
+    def _hurried(self) -> bool:
+        """The first scan: hundreds are new, and what else there is to read comes next time."""
+        return self._thrifty and self._scans == 0
+
     def _glance(self, path: str) -> MemoryCgroup:
-        """Usage and limit, and what it is made of only where somebody may act on that."""
         used, limit = self._hierarchy.usage_and_limit(path)
-        if used is not None and used <= _MOVED_BYTES and (limit is None or used < _NEAR_LIMIT * limit):
-            return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
-        cgroup = self._hierarchy.read(path, cheap=True, usage=used)
-        cgroup.limit_bytes = limit
-        return cgroup
+        return MemoryCgroup(path, False, used, None, None, None, None, None, limit)
+
+    def _split(self, cgroups: Iterable[MemoryCgroup]) -> None:
+        """What they are made of, where somebody may act on that."""
+        by_usage = sorted(cgroups, key=lambda each: each.usage_bytes or 0, reverse=True)
+        for at, each in enumerate(by_usage):
+            used, limit = each.usage_bytes or 0, each.limit_bytes
+            if not (at < SPLIT_FIRST and used > _MOVED_BYTES) and (limit is None or 2 * used < limit):
+                continue
+            try:
+                cheap = self._hierarchy.read(each.path, cheap=True, usage=each.usage_bytes)
+            except FileNotFoundError:
+                continue
+            each.anon_bytes, each.file_bytes, each.shmem_bytes = cheap.anon_bytes, cheap.file_bytes, cheap.shmem_bytes
+            each.swap_usage_bytes, each.kernel_bytes = cheap.swap_usage_bytes, cheap.kernel_bytes
 
     def _update(self, path: str, known: _Known) -> MemoryCgroup:
         """Usage, and where it tells of a change what it is made of. The same object where nothing moved."""
