@@ -188,6 +188,10 @@ def _tree(rows: Sequence[Row], trusted_root: bool) -> "MountTree":
     return tree
 
 
+_ESCAPED = (2, 4, 5)
+"""Of ``Words``: source, path and root."""
+
+
 def _parse_line(text: bytes) -> Line | None:
     fields = split_line(text)
     if fields is None:
@@ -195,16 +199,12 @@ def _parse_line(text: bytes) -> Line | None:
     head, tail = fields
     words = None
     if tail[0] in MEMORY_FILESYSTEMS or (tail[0] == b"nsfs" and head[3].startswith(b"mnt:[")):
-        intern = sys.intern  # hundreds of namespaces share the same few strings
-        words = Words(
-            intern(head[2].decode("ascii")),
-            intern(os.fsdecode(tail[0])),
-            intern(unescape(tail[1])),
-            intern(os.fsdecode(b" ".join(tail[2:]))),
-            intern(unescape(head[4])),
-            intern(unescape(head[3])),
-            intern(os.fsdecode(head[5])),
-        )
+        parts = (head[2], tail[0], tail[1], b" ".join(tail[2:]), head[4], head[3], head[5])
+        if b"\\" in text:
+            strings = [unescape(parts[at]) if at in _ESCAPED else os.fsdecode(parts[at]) for at in range(len(parts))]
+        else:  # all of them at once: nothing has a line feed
+            strings = os.fsdecode(b"\n".join(parts)).split("\n")
+        words = Words(*map(sys.intern, strings))  # hundreds of namespaces share the same few strings
     return Line(head[4], tail[0], words)
 
 
