@@ -746,10 +746,13 @@ def test_container_that_keeps_swapping_the_path_never_gets_another_filesystem_re
         devices = {target.device for target in targets}
         pins = [os.open(f"/proc/{lab.pid}/root{base}/{path}/t", os.O_PATH) for path in ("x", "victims")]
         outcomes: dict[tuple[str, str], int] = {}
+        wanted = {(which, outcome) for which in "xy" for outcome in ("resized", "Gone")}
         dice = random.Random(method)
         with busy(lab, lambda stopped: swap_for_ever(base, stopped)) as finish:
             last = 0
-            for number in range(tries):
+            for number in range(20 * tries):
+                if number >= tries and wanted <= outcomes.keys():
+                    break
                 if number % 2 == 0:
                     now = superblocks(lab)
                     # Of another mode: the container's own new tmpfs, with the number of one that went.
@@ -769,9 +772,7 @@ def test_container_that_keeps_swapping_the_path_never_gets_another_filesystem_re
         assert count["resized"] == 0
         assert count["rounds"] > 100
         assert {outcome for _, outcome in outcomes} <= {"resized", "Gone", "Unreachable"}, outcomes
-        for which in "xy":
-            assert outcomes[which, "resized"] > 0, outcomes
-            assert outcomes[which, "Gone"] > 0, outcomes
+        assert wanted <= outcomes.keys(), outcomes
         vfs = [os.statvfs(f"/proc/self/fd/{pin}") for pin in pins]
         assert [each.f_blocks * each.f_frsize for each in vfs] == [last, 7 * MIB]
         for pin in pins:
