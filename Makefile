@@ -26,7 +26,13 @@ demo: $(VENV)/.installed-demo ## Install into .venv; this machine's report, then
 
 .PHONY: test
 test: $(VENV)/.installed-test check ## Install what the tests need, and run them (root: the real kernel is part of them)
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(MAKE) --jobs 2 --output-sync=target test-here test-elsewhere
+
+.PHONY: test-here test-elsewhere
+test-here:
+	$(BIN)/pytest -m "not (elsewhere or vm or krew or image)"
+test-elsewhere:
+	$(BIN)/pytest -m "elsewhere and not (vm or krew or image)"
 
 .PHONY: test-vm
 test-vm: $(VENV)/.installed-test ## The full matrix of other kernels under QEMU (make test runs a short set)

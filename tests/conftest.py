@@ -1,7 +1,7 @@
-"""Which tests may run at the same time (``make test``: pytest-xdist, two workers, ``--dist loadgroup``).
+"""Which tests may run at the same time: ``make test`` runs two pytest beside each other.
 
 What looks at this machine, or makes processes, mounts or memory on it, runs one after the other: figures of the whole
-node are part of it. Beside it runs what has only an API server, a guest or nothing.
+node are part of it. The mark ``elsewhere`` is for what has only an API server, a guest or nothing.
 """
 
 from pathlib import Path
@@ -20,7 +20,8 @@ _ELSEWHERE = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        elsewhere = item.path.relative_to(_HERE).as_posix().startswith(_ELSEWHERE)
-        item.add_marker(pytest.mark.xdist_group("elsewhere" if elsewhere else "this machine"))
+        if item.path.relative_to(_HERE).as_posix().startswith(_ELSEWHERE):
+            item.add_marker(pytest.mark.elsewhere)
