@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.controlplane import ApiError, ControlPlane
+from cluster.controlplane import ApiError, ControlPlane, free_port
 from nodemem.agent.changes import Cadence
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class RunningAgent:
         cadence: Cadence | None = None,
     ) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
-        self.port = _free_port()
+        self.port = free_port()
         module = "nodemem.agent" if cadence is None else "cluster.fast_agent"
         command = [sys.executable, "-m", module, f"--node-name={node}", f"--listen=127.0.0.1:{self.port}"]
         paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -292,10 +292,3 @@ def kubeconfig(cluster: ControlPlane, *, server: str | None = None, name: str = 
     path = cluster.directory / f"{name}.kubeconfig"
     path.write_text(json.dumps(config))
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -54,8 +54,8 @@ class ControlPlane:
         self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._lock = _lock(self.directory)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._port = _free_port()
-        self._etcd_port, self._peer_port = _free_port(), _free_port()
+        self._port = free_port()
+        self._etcd_port, self._peer_port = free_port(), free_port()
         self._token = secrets.token_hex(16)
         self.url = f"https://127.0.0.1:{self._port}"
         self.ca_file = self.directory / "certs" / "apiserver.crt"
@@ -124,7 +124,7 @@ class ControlPlane:
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
             "--bind-address=127.0.0.1",
-            f"--secure-port={_free_port()}",
+            f"--secure-port={free_port()}",
             f"--cert-dir={self.directory / 'controller-manager-certs'}",
             f"--service-account-private-key-file={self.directory / 'service-account.key'}",
             f"--root-ca-file={self.ca_file}",
@@ -395,11 +395,14 @@ def _lock(directory: Path) -> IO[bytes]:
     return lock
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """Of those below what the kernel gives to whoever asks for any: one of these another may have been given meanwhile,
+    or a connection."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _private(path: Path, data: bytes) -> None:

@@ -1,13 +1,14 @@
 """What keeps the process small, and its scans short. Imported before everything else: some of it only helps what is
 imported later."""
 
+import ctypes
 import gc
 import sys
 import types
 from typing import Any
 
-from nodemem.kernel import malloc
-
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_BLOCK_BYTES = 128 << 10
 _COLLECT_EVERY = 20_000
 """Objects more than there were. A scan makes some ten thousand that stay, and almost none that only the collector can
 find: with the usual 700 it looks at them again and again."""
@@ -46,6 +47,18 @@ def _lean_dataclasses() -> None:
     vars(dataclasses)["dataclass"] = dataclass
 
 
+def _lean_malloc() -> None:
+    """One arena for all threads, large blocks given back when they are freed: glibc otherwise keeps several MB of what
+    a scan or a list of pods took for a moment. Without glibc nothing happens."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _BLOCK_BYTES)
+
+
 _lean_dataclasses()
-malloc.give_back()
+_lean_malloc()
 gc.set_threshold(_COLLECT_EVERY)

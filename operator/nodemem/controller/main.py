@@ -20,7 +20,6 @@ from nodemem.controller.lease import Elector
 from nodemem.controller.metrics import Figures
 from nodemem.controller.reconcile import Reconciler
 from nodemem.controller.state import PATHS, Options
-from nodemem.kernel import malloc
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +109,6 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
 
 def serve(config: Config) -> int:
     """In an event loop of its own, until SIGTERM or SIGINT."""
-    malloc.give_back()
 
     async def main() -> int:
         stop = asyncio.Event()

@@ -29,7 +29,7 @@ from nodemem.controller.writes import Writer
 _log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.3
-REST, LONGEST_REST_SECONDS = 10.0, 3.0
+REST, LONGEST_REST_SECONDS = 5.0, 3.0
 """After a look at everything, so many times the CPU time it took: where events never end, the rest is for them."""
 
 OUTAGE_SECONDS = 60.0
