@@ -1,4 +1,4 @@
-"""Which tests may run at the same time: ``make test`` runs two pytest beside each other.
+"""Which tests may run at the same time: ``make -j2 test-here test-elsewhere`` is two pytest beside each other.
 
 What looks at this machine, or makes processes, mounts or memory on it, runs one after the other: figures of the whole
 node are part of it. The mark ``elsewhere`` is for what has only an API server, a guest or nothing.
