@@ -31,7 +31,7 @@ test: $(VENV)/.installed-test check ## Install what the tests need, and run them
 .PHONY: test-here test-elsewhere
 test-here: $(VENV)/.installed-test ## Of the tests those that look at this machine
 	$(BIN)/pytest -m "not (elsewhere or vm or krew or image)"
-test-elsewhere: $(VENV)/.installed-test ## The others: make -j2 test-here test-elsewhere takes half as long
+test-elsewhere: $(VENV)/.installed-test ## The others: make -j2 test-here test-elsewhere takes two thirds of the time
 	$(BIN)/pytest -m "elsewhere and not (vm or krew or image)"
 
 .PHONY: test-vm

@@ -16,7 +16,6 @@ _ELSEWHERE = (
     "cluster/test_controller",
     "cluster/test_controlplane.py",
     "cluster/test_crds.py",
-    "cluster/test_limits.py",
 )
 
 
