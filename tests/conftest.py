@@ -15,7 +15,6 @@ _ELSEWHERE = (
     "cluster/test_chart_values.py",
     "cluster/test_controller",
     "cluster/test_controlplane.py",
-    "cluster/test_crds.py",
 )
 
 

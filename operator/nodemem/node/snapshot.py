@@ -273,9 +273,12 @@ class Collector:
             mounts, memory = self._mounts.scan(namespaces, sparing=True), self._measure()
             if not self._came_unexplained(mounts, memory):
                 return mounts, memory
-        memory = self._measure(hurried)
-        enough = memory.partition.shmem_bytes - self._worth(memory) if hurried else None
-        mounts = self._mounts.scan(namespaces, enough_bytes=enough)
+        if hurried:
+            memory = self._measure(hurried)
+            enough = memory.partition.shmem_bytes - self._worth(memory)
+            mounts = self._mounts.scan(namespaces, enough_bytes=enough)
+        else:
+            mounts, memory = self._mounts.scan(namespaces), self._measure()
         self._beside_tmpfs = _beside_tmpfs(mounts, memory)
         return mounts, memory
 
