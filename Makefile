@@ -28,12 +28,6 @@ demo: $(VENV)/.installed-demo ## Install into .venv; this machine's report, then
 test: $(VENV)/.installed-test check ## Install what the tests need, and run them (root: the real kernel is part of them)
 	$(BIN)/pytest
 
-.PHONY: test-here test-elsewhere
-test-here: $(VENV)/.installed-test ## Of the tests those that look at this machine
-	$(BIN)/pytest -m "not (elsewhere or vm or krew or image)"
-test-elsewhere: $(VENV)/.installed-test ## The others: make -j2 test-here test-elsewhere takes two thirds of the time
-	$(BIN)/pytest -m "elsewhere and not (vm or krew or image)"
-
 .PHONY: test-vm
 test-vm: $(VENV)/.installed-test ## The full matrix of other kernels under QEMU (make test runs a short set)
 	$(BIN)/pytest -m vm tests/vm

@@ -25,8 +25,7 @@ def _check(found: dict[str, Any]) -> None:
     assert found["shmem_bytes"] <= LIMIT, "more is resident than the limit allows"
 
     shmem = status["shmem"]
-    # The second reading is a moment later, and pages come back from swap.
-    assert abs(shmem["totalBytes"] - found["memory"]["Shmem"]) <= 1 << 20
+    assert shmem["totalBytes"] == found["memory"]["Shmem"]
     assert shmem["tmpfsBytes"] >= FILE
     assert FILE - LIMIT <= shmem["swappedBytes"] <= found["memory"]["SwapTotal"] - found["memory"]["SwapFree"]
     assert abs(shmem["unattributedBytes"]) < 0.01 * shmem["totalBytes"]
