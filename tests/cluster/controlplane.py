@@ -8,6 +8,7 @@ start.
 import base64
 import ctypes
 import fcntl
+import http.client
 import json
 import os
 import secrets
@@ -190,7 +191,10 @@ class ControlPlane:
     def request(
         self, method: str, path: str, body: Any = None, *, token: str | None = None, content_type: str | None = None
     ) -> Any:
-        """One API request as the administrator, or as the bearer of ``token``. Raises ApiError."""
+        """One API request as the administrator, or as the bearer of ``token``.
+
+        Raises ApiError, and OSError where the API server gave no whole answer.
+        """
         kind = content_type or {"PATCH": "application/merge-patch+json"}.get(method, "application/json")
         request = urllib.request.Request(
             f"{self.url}{path}",
@@ -199,14 +203,17 @@ class ControlPlane:
             headers={"Authorization": f"Bearer {token or self._token}", "Content-Type": kind},
         )
         try:
-            with urllib.request.urlopen(request, context=self._tls(), timeout=30) as answer:
-                data = answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                text = error.read().decode(errors="replace")
-            with suppress(ValueError, KeyError, TypeError):
-                text = json.loads(text)["message"]
-            raise ApiError(error.code, text) from None
+            try:
+                with urllib.request.urlopen(request, context=self._tls(), timeout=30) as answer:
+                    data = answer.read()
+            except urllib.error.HTTPError as error:
+                with error:
+                    text = error.read().decode(errors="replace")
+                with suppress(ValueError, KeyError, TypeError):
+                    text = json.loads(text)["message"]
+                raise ApiError(error.code, text) from None
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{method} {path}: {error!r}") from error
         return json.loads(data) if data[:1] in (b"{", b"[") else data.decode()
 
     def apply(

@@ -159,6 +159,27 @@ def test_an_interrupted_lab_leaves_nothing(number: signal.Signals) -> None:
     assert not lab_cgroups()
 
 
+def test_a_signal_at_the_moment_of_a_fork_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        pid = real_fork()
+        if pid:
+            born.append(pid)
+            signal.raise_signal(signal.SIGINT)
+        return pid
+
+    born: list[int] = []
+    real_fork = os.fork
+    monkeypatch.setattr(os, "fork", fork)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), lab.Lab(Plan((Program(MIB, 0),), 8 * MIB)) as experiment:
+            experiment.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(born) == 1
+    assert not Path(f"/proc/{born[0]}").exists()
+
+
 def test_the_programs_of_a_killed_lab_die_and_the_next_lab_removes_its_cgroup() -> None:
     process = subprocess.Popen([*COMMAND, "--process", "8Mi", "--limit", "1Gi"], stdout=subprocess.PIPE)
     try:

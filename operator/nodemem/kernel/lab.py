@@ -16,7 +16,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -137,7 +137,7 @@ class Lab:
             self._make_cgroups(self.plan.limit_bytes)
         self._log = _KernelLog.open()
         for number, program in enumerate(self.plan.programs, 1):
-            self._running.append(self._launch(number, program))
+            self._launch(number, program, self._running)
         if self.plan.tmpfs_bytes:
             self._fill_tmpfs(self.plan.programs[self.plan.grows].group)
         for each in self._running:
@@ -235,11 +235,8 @@ class Lab:
 
     def close(self) -> None:
         """End the programs and remove the cgroups; safe to call twice, and not interrupted by signals."""
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        try:
+        with _uninterrupted():
             self._close()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def _close(self) -> None:
         for each in self._running:
@@ -266,13 +263,15 @@ class Lab:
         if probe.generation is not oom.Generation.UNKNOWN:
             return probe
         own = int(self.host.read_small(f"{self.host.proc}/self/oom_score_adj"))
-        witness = self._launch(0, Program(self.host.page_size, max(own, 0)), inside=False)
+        witnesses: list[_Running] = []
         try:
+            pid = self._launch(0, Program(self.host.page_size, max(own, 0)), witnesses, inside=False)
             found = ProcessTable(self.host).scan().processes.values()
-            task = next((oom.Task.from_process(p, self.host.page_size) for p in found if p.pid == witness.pid), None)
+            task = next((oom.Task.from_process(p, self.host.page_size) for p in found if p.pid == pid), None)
             return probe if task is None else oom.probe(self.host, [task], node_totalpages)
         finally:
-            self._end(witness)
+            for each in witnesses:
+                self._end(each)
 
     # --- programs
 
@@ -302,35 +301,43 @@ class Lab:
         os.close(running.orders)
         os.close(running.answers)
 
-    def _launch(self, number: int, program: Program, *, inside: bool = True) -> _Running:
+    def _launch(self, number: int, program: Program, among: list[_Running], *, inside: bool = True) -> int:
+        """Its pid. From its first moment on it is ``among`` those that will be ended, whatever comes between."""
         name = f"lab{number}-{_short(program.size_bytes)}"
         span = self._span if number - 1 == self.plan.grows else max(program.size_bytes, self.host.page_size)
         orders, to_child = os.pipe()
         from_child, answers = os.pipe()
         failure, failing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            self._child(program, name, span, orders, answers, failing, inside)
+        with _uninterrupted() as mask:
+            pid = os.fork()
+            if pid == 0:
+                self._child(program, name, span, orders, answers, failing, inside, mask)
+            among.append(_Running(number, program, pid, to_child, from_child, name))
         for fd in (orders, answers, failing):
             os.close(fd)
-        running = _Running(number, program, pid, to_child, from_child, name)
         with open(failure, "rb") as said:
             words = said.read()
         if words:
-            os.waitpid(pid, 0)
-            os.close(to_child)
-            os.close(from_child)
             raise LabError(f"program {number}: {os.fsdecode(words)}")
-        return running
+        return pid
 
     def _child(
-        self, program: Program, name: str, span: int, orders: int, answers: int, failing: int, inside: bool
+        self,
+        program: Program,
+        name: str,
+        span: int,
+        orders: int,
+        answers: int,
+        failing: int,
+        inside: bool,
+        mask: set[signal.Signals | int],
     ) -> None:
         """In the forked child; never returns."""
         try:
             syscalls.die_with_parent(signal.SIGKILL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lab, which then ends its programs
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if inside and self._path:
                 self._join(program.group)
             Path("/proc/self/oom_score_adj").write_text(str(program.oom_score_adj))
@@ -600,6 +607,16 @@ def _remove_leftovers(parent: str) -> None:
                 if below.is_dir():
                     os.rmdir(below.path)
             os.rmdir(place)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[set[signal.Signals | int]]:
+    """Signals that end a command wait; yields the mask as it was."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _removed(place: str) -> bool:
