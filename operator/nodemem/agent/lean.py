@@ -9,23 +9,23 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _BLOCK_BYTES = 128 << 10
-_COLLECT_EVERY = 20_000
-"""Objects more than there were. A scan makes some ten thousand that stay, and almost none that only the collector can
-find: with the usual 700 it looks at them again and again."""
+_COLLECT_EVERY = 200_000
+"""Objects more than there were. A first scan makes some ten thousand that stay, more on larger nodes, and almost none
+that only the collector can find: with the usual 700 it looks at them again and again. The loop has it run in full."""
 
 
 def _lean_dataclasses() -> None:
     """dataclasses imports inspect, with ast, dis and tokenize 1.1 MB, for the docstring of classes that have none.
 
-    It gets one that knows no signatures, which it is ready for, and imports the real one for whatever else it asks.
+    It gets one whose signatures are empty, and which imports the real one for whatever else it asks.
     Whoever imports inspect later gets the real one, too. And it writes a ``__repr__`` for each class, 0.4 MB of them,
     that an agent never calls.
     """
     if "inspect" in sys.modules or "dataclasses" in sys.modules:
         return
 
-    def signature(_: object) -> None:
-        raise ValueError("no signatures here")
+    def signature(_: object) -> str:
+        return ""
 
     def real(name: str) -> Any:
         import inspect
