@@ -26,7 +26,6 @@ def cluster() -> Iterator[ControlPlane]:
 def namespace(cluster: ControlPlane) -> Iterator[str]:
     """A new namespace that has its default service account; deleted at the end."""
     name = f"test-{secrets.token_hex(4)}"
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    cluster.kubectl("wait", "--for=create", "--timeout=60s", "-n", name, "serviceaccount/default")
+    cluster.add_namespace(name)
     yield name
     cluster.request("DELETE", f"/api/v1/namespaces/{name}")

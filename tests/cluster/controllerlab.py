@@ -91,7 +91,7 @@ class Controller:
                     f"--kubeconfig={kubeconfig}",
                     f"--namespace={NAMESPACE}",
                     "--listen=127.0.0.1:0",
-                    "--resync=5",
+                    "--resync=2",
                     *args,
                 ],
                 env=os.environ | {"POD_NAME": f"controller-{name}"},

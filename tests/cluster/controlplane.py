@@ -242,6 +242,14 @@ class ControlPlane:
             path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
             self._until("kube-apiserver", lambda path=path: self.request("GET", path), 30)
 
+    def add_namespace(self, name: str, **labels: str) -> None:
+        """With the service account that its pods get. The controller manager would make it, but after a restart of the
+        API server it takes half a minute to notice anything."""
+        self.apply(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}},
+        )
+
     def path_of(self, item: Mapping[str, Any]) -> str:
         """The URL path of an object, by discovery of its kind."""
         api_version, kind = item["apiVersion"], item["kind"]

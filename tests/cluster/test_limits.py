@@ -50,7 +50,8 @@ def policies_go(cluster: ControlPlane) -> Iterator[None]:
 
 
 def told_in_all(cluster: ControlPlane, nodes: list[str]) -> int:
-    return sum(1 for each in nodes if limits(cluster).get(each))
+    now = limits(cluster)
+    return sum(1 for each in nodes if now.get(each))
 
 
 def test_200_nodes_are_changed_ten_at_a_time_though_the_controller_dies(cluster: ControlPlane) -> None:
@@ -344,9 +345,7 @@ def test_pods_are_chosen_by_their_labels_and_namespaces(cluster: ControlPlane) -
     spaces = {}
     for team in ("web", "batch"):
         spaces[team] = f"{team}-{secrets.token_hex(3)}"
-        metadata = {"name": spaces[team], "labels": {"team": team}}
-        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-        cluster.kubectl("wait", "--for=create", "--timeout=60s", "-n", spaces[team], "serviceaccount/default")
+        cluster.add_namespace(spaces[team], team=team)
     with Agents(cluster, [name]) as agents, Controller(cluster).until_synced() as controller:
         mounts = [tmpfs()]
         for team, app in (("web", "db"), ("web", "cache"), ("batch", "db")):

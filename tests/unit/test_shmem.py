@@ -12,7 +12,8 @@ from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.host import FileStat
 from nodemem.kernel.mounts import MountPoint, MountScan, Superblock
 from nodemem.kernel.procfs import Process
-from nodemem.kernel.shmem import Breakdown, Deep, MappedFile, attribute, parse_maps, parse_sysvipc
+from nodemem.kernel.shmem import Breakdown, Deep, attribute
+from nodemem.kernel.shmemfiles import MappedFile, parse_maps, parse_sysvipc
 
 MIB, GIB = 1 << 20, 1 << 30
 HEADER = b" key shmid perms size cpid lpid nattch uid gid cuid cgid atime dtime ctime rss swap\n"

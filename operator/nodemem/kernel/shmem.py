@@ -19,69 +19,26 @@ to processes that can't be read.
 
 import errno
 import os
-import re
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from nodemem.kernel import meminfo, namespaces, syscalls
-from nodemem.kernel.host import FileStat, FilesystemUsage, Host, Unreadable, device_number
+from nodemem.kernel import meminfo, namespaces, shmemfiles, syscalls
+from nodemem.kernel.host import FileStat, FilesystemUsage, Host, Unreadable
 from nodemem.kernel.mounts import MountScan, Superblock
 from nodemem.kernel.procfs import Process
+from nodemem.kernel.shmemfiles import Kind
 
-Kind = Literal["sysv", "memfd", "sharedAnonymous", "deletedOpen", "kernelInternal"]
 Deep = Literal["auto", "always", "never", "spare"]
 
 _BLOCK = 512
-_DELETED = " (deleted)"
 _UNEXPLAINED_SHARE = 100  # a hundredth of Shmem, or
 UNEXPLAINED_BYTES = 1 << 20  # this much, is worth looking at the descriptors of all processes
 _TAIL = 8  # of what is worth a look, the part that may be left to the many processes that map a little each
 _MAX_PROBES = 64  # unknown mounts looked at in one scan, each by a forked child
 _MAX_TIMEOUTS = 2
 _PROBE_SECONDS = 2.0
-_SHM_DEST = 0o1000
-
-# start, end, permissions, minor, inode, name. Only devices of major 0 that are a filesystem: each tmpfs has such a
-# number.
-_MAPPING = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) [0-9a-f]+ 00:(?!0+ )([0-9a-f]+) (\d{1,20})(?: +(.*))?$", re.MULTILINE
-)
-_ANY_MAPPING = re.compile(rb" 00:(?!0+ )")  # most processes map no such file: this is told ten times as fast
-_MOUNT = re.compile(rb"^(\d+) \d+ (\d+:\d+) ", re.MULTILINE)
-_SMAPS = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) |^Rss: +(\d+) kB", re.MULTILINE)
-_DRM = re.compile(rb"^(drm-[\w-]+):[ \t]*(\S+)(?:[ \t]+([KM]iB))?", re.MULTILINE)
-_DRM_SYSTEM_MEMORY = (b"drm-resident-memory", b"drm-resident-system0")  # shmem-backed: GEM helpers, msm; i915
-_UNITS = {b"": 1, b"KiB": 1 << 10, b"MiB": 1 << 20}
-
-
-class MappedFile(NamedTuple):
-    """A line of /proc/<pid>/maps. ``range`` is the name of its entry in map_files, ``name`` without the deleted
-    mark."""
-
-    range: str
-    length_bytes: int
-    writable: bool
-    shared: bool
-    device: str
-    inode: int
-    name: str
-    deleted: bool
-
-
-class Segment(NamedTuple):
-    """A line of /proc/sysvipc/shm (ipc/shm.c). Sizes are of pages that exist, ``size_bytes`` is what was asked for."""
-
-    shmid: int
-    key: int
-    size_bytes: int
-    creator_pid: int
-    attached: int
-    uid: int
-    rss_bytes: int
-    swap_bytes: int
-    removed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,56 +114,6 @@ class Writer:
 
     pid: int
     files: int
-
-
-def parse_maps(data: bytes, devices: Container[str] | None = None) -> Iterator[MappedFile]:
-    """The mappings of files on ``devices`` (all of major 0 if None). Lines of another form are passed over."""
-    if _ANY_MAPPING.search(data) is None:
-        return
-    for match in _MAPPING.finditer(data):
-        start, end, permissions, minor, inode, raw = match.groups(b"")
-        device = f"0:{int(minor, 16)}"
-        if devices is not None and device not in devices:
-            continue
-        name = _unescape(raw)
-        low, high = int(start, 16), int(end, 16)
-        deleted = name.endswith(_DELETED)
-        yield MappedFile(
-            range=f"{low:x}-{high:x}",
-            length_bytes=high - low,
-            writable=permissions[1:2] == b"w",
-            shared=permissions[3:4] == b"s",
-            device=device,
-            inode=int(inode),
-            name=name[: -len(_DELETED)] if deleted else name,
-            deleted=deleted,
-        )
-
-
-def parse_sysvipc(data: bytes) -> list[Segment]:
-    """/proc/sysvipc/shm; columns are found by the header. Lines of another form are passed over."""
-    lines = data.split(b"\n")
-    names = lines[0].split()
-    found: list[Segment] = []
-    for line in lines[1:]:
-        row = dict(zip(names, line.split(), strict=False))
-        try:
-            found.append(
-                Segment(
-                    shmid=int(row[b"shmid"]),
-                    key=int(row[b"key"]) & 0xFFFFFFFF,
-                    size_bytes=int(row[b"size"]),
-                    creator_pid=int(row[b"cpid"]),
-                    attached=int(row[b"nattch"]),
-                    uid=int(row[b"uid"]),
-                    rss_bytes=int(row[b"rss"]),
-                    swap_bytes=int(row[b"swap"]),
-                    removed=bool(int(row[b"perms"], 8) & _SHM_DEST),
-                )
-            )
-        except (KeyError, ValueError):
-            continue
-    return found
 
 
 def attribute(
@@ -302,7 +209,7 @@ def writers(
             maps = host.read(f"{host.proc}/{pid}/maps")
         except OSError:
             continue
-        mapped = {m.inode for m in parse_maps(maps, (superblock.device,)) if m.writable and m.shared}
+        mapped = {m.inode for m in shmemfiles.parse_maps(maps, (superblock.device,)) if m.writable and m.shared}
         if names or mapped:
             found.append(Writer(pid, max(len(names), len(mapped))))
     return sorted(found, key=lambda writer: (-writer.files, writer.pid))
@@ -314,7 +221,7 @@ def _writing_fds(host: Host, pid: int, mount_ids: Container[bytes]) -> Iterator[
             link = host.readlink(f"{host.proc}/{pid}/fd/{name}")
             if not link.startswith("/") or link.startswith(("/dev/null", "/dev/pts/", "/memfd:", "/proc/")):
                 continue
-            info = _fdinfo(host.read_small(f"{host.proc}/{pid}/fdinfo/{name}"))
+            info = shmemfiles.parse_fdinfo(host.read_small(f"{host.proc}/{pid}/fdinfo/{name}"))
             if info.get(b"mnt_id") in mount_ids and int(info.get(b"flags", b"0"), 8) & os.O_ACCMODE != os.O_RDONLY:
                 yield name
         except (FileNotFoundError, ProcessLookupError, ValueError):
@@ -400,7 +307,7 @@ class _Scan:
 
     def _find_own_ipc(self) -> int | None:
         try:
-            return _inode_in(self._host.readlink(f"{self._host.proc}/self/ns/ipc"))
+            return shmemfiles.inode_in(self._host.readlink(f"{self._host.proc}/self/ns/ipc"))
         except OSError:
             return None
 
@@ -431,7 +338,7 @@ class _Scan:
         try:
             answers: Mapping[str, Any] = self._host.observe(
                 "sysvipc of the other IPC namespaces",
-                lambda: namespaces.in_namespace_fds([], lambda: _read_tables(proc, wanted)),
+                lambda: namespaces.in_namespace_fds([], lambda: shmemfiles.read_tables(proc, wanted)),
             )
         except OSError as error:
             self._miss("System V segments of an IPC namespace", error, len(wanted))
@@ -457,7 +364,7 @@ class _Scan:
 
     def _link_of(self, path: str) -> int | None:
         try:
-            return _inode_in(self._host.readlink(path))
+            return shmemfiles.inode_in(self._host.readlink(path))
         except (FileNotFoundError, ProcessLookupError):
             return None
 
@@ -472,7 +379,7 @@ class _Scan:
 
     def _add_segments(self, ipc_ns: int | None, data: bytes) -> None:
         self._tables.add(ipc_ns)
-        for segment in parse_sysvipc(data):
+        for segment in shmemfiles.parse_sysvipc(data):
             found = self._found(_Key("sysv", "", segment.shmid, ipc_ns), f"SYSV{segment.key:08x}")
             found.bytes = segment.rss_bytes + segment.swap_bytes
             found.swap_bytes = segment.swap_bytes
@@ -482,7 +389,7 @@ class _Scan:
         """The kernel's own tmpfs: device and mount id of a memfd of ours. Not in a bare tree: then by name from
         maps."""
         try:
-            device, mount_id = self._host.observe("internal shm mount", _internal_mount)
+            device, mount_id = self._host.observe("internal shm mount", shmemfiles.internal_mount)
         except OSError:
             return
         self._internal = device
@@ -503,10 +410,9 @@ class _Scan:
             data = self._host.read(f"{self._host.proc}/{pid}/mountinfo")
         except OSError:
             return
-        for match in _MOUNT.finditer(data):
-            device = match[2].decode("ascii")
+        for mount_id, device in shmemfiles.parse_mount_devices(data):
             self._devices.add(device)
-            self._device_of_mount.setdefault(match[1], device)
+            self._device_of_mount.setdefault(mount_id, device)
 
     # --- what processes show
 
@@ -523,13 +429,17 @@ class _Scan:
             return
         mine = self._maps_of.setdefault(pid, set())
         blind: dict[str, _Key] = {}
-        for mapping in parse_maps(data):
+        for mapping in shmemfiles.parse_maps(data):
             device = mapping.device
             internal = device == self._internal
             if not internal and device not in self._tmpfs:
                 if mapping.name.startswith("/SYSV") and mapping.deleted and self._internal is not None:
                     self._huge.add(self._segment(mapping.inode, pid))
-                if self._internal is None and mapping.deleted and _internal_kind(mapping.name) != "kernelInternal":
+                if (
+                    self._internal is None
+                    and mapping.deleted
+                    and shmemfiles.internal_kind(mapping.name) != "kernelInternal"
+                ):
                     self._internal, internal = device, True
                 else:
                     if device not in self._devices:
@@ -558,9 +468,9 @@ class _Scan:
         if blind:
             self._read_smaps(pid, blind)
 
-    def _key_of(self, mapping: MappedFile, internal: bool, pid: int) -> _Key:
+    def _key_of(self, mapping: shmemfiles.MappedFile, internal: bool, pid: int) -> _Key:
         if internal:
-            kind = _internal_kind(mapping.name)
+            kind = shmemfiles.internal_kind(mapping.name)
             if kind == "sysv":
                 return self._segment(mapping.inode, pid)
             return _Key(kind, mapping.device, mapping.inode)
@@ -587,14 +497,9 @@ class _Scan:
         except OSError:
             return
         sums: dict[_Key, int] = {}
-        key: _Key | None = None
-        for match in _SMAPS.finditer(data):
-            if match[1] is not None:
-                low, _, high = match[1].partition(b"-")
-                key = blind.get(f"{int(low, 16):x}-{int(high, 16):x}")
-            elif key is not None:
-                sums[key] = sums.get(key, 0) + int(match[2]) * 1024
-                key = None
+        for where, rss_bytes in shmemfiles.parse_smaps(data):
+            if (key := blind.get(where)) is not None:
+                sums[key] = sums.get(key, 0) + rss_bytes
         for key, size in sums.items():
             found = self._objects.get(key)
             if found is not None and (found.bytes is None or (not found.exact and size > found.bytes)):
@@ -615,10 +520,11 @@ class _Scan:
                 link = host.readlink(f"{base}/fd/{name}")
                 if not link.startswith("/"):
                     continue
-                deleted = link.endswith(_DELETED)
+                deleted = link.endswith(shmemfiles.DELETED)
                 if not deleted and link.startswith(("/dev/", "/proc/", "/sys/")):
                     if link.startswith("/dev/dri/"):
-                        self._read_drm(host.read_small(f"{base}/fdinfo/{name}"))
+                        client, size = shmemfiles.parse_drm(host.read_small(f"{base}/fdinfo/{name}"))
+                        self._drm[client] = size
                     continue
                 if deleted:
                     self._read_fd(pid, name, link, deleted)
@@ -647,7 +553,7 @@ class _Scan:
         What remains: a hostile process that puts a FUSE file in the descriptor's place within these microseconds.
         """
         path = f"{self._host.proc}/{pid}/fd/{name}"
-        mount_id = _mount_id(self._host.read_small(f"{self._host.proc}/{pid}/fdinfo/{name}"))
+        mount_id = shmemfiles.mount_id_of(self._host.read_small(f"{self._host.proc}/{pid}/fdinfo/{name}"))
         if mount_id is not None and mount_id not in self._device_of_mount:
             self._learn_mounts_of(self._processes[pid].mnt_ns, pid)  # mostly one of its own
             if mount_id not in self._device_of_mount:
@@ -664,10 +570,10 @@ class _Scan:
             self._detached[device].holders.add(pid)
         if not deleted:
             return
-        shown = link[: -len(_DELETED)]
+        shown = link[: -len(shmemfiles.DELETED)]
         nameless = self._internal is None and device not in self._devices and shown.startswith("/memfd:")
         if device == self._internal or nameless:
-            kind: str = _internal_kind(shown)
+            kind: str = shmemfiles.internal_kind(shown)
         elif device in self._tmpfs:
             kind = "deletedOpen"
         else:
@@ -684,18 +590,6 @@ class _Scan:
         if self._measured(key, found, stat):
             found.holders.add(pid)
 
-    def _read_drm(self, data: bytes) -> None:
-        """The graphics buffers of one client (Documentation/gpu/drm-usage-stats.rst) that are in system memory."""
-        values: dict[bytes, tuple[bytes, bytes]] = {}
-        for match in _DRM.finditer(data):
-            values.setdefault(match[1], (match[2], match[3] or b""))
-        client = tuple(values.get(name, (b"",))[0] for name in (b"drm-driver", b"drm-pdev", b"drm-client-id"))
-        size = 0
-        for name in _DRM_SYSTEM_MEMORY:
-            number, unit = values.get(name, (b"0", b""))
-            size += int(number) * _UNITS[unit] if number.isdigit() else 0
-        self._drm[client] = size
-
     # --- filesystems that are mounted nowhere
 
     def _probe(self, path: str) -> str | None:
@@ -708,7 +602,7 @@ class _Scan:
         try:
             device, magic, *usage = self._host.observe(
                 f"file system at {path}",
-                lambda: namespaces.in_namespace_fds([], lambda: _usage_of(path), _PROBE_SECONDS),
+                lambda: namespaces.in_namespace_fds([], lambda: shmemfiles.usage_of(path), _PROBE_SECONDS),
             )
         except TimeoutError as error:
             self._timeouts += 1
@@ -747,7 +641,9 @@ class _Scan:
         try:
             answer: Mapping[str, Any] = self._host.observe(
                 "directories on file systems in no mountinfo",
-                lambda: namespaces.in_namespace_fds([], lambda: _directories(proc, pids, known), _PROBE_SECONDS),
+                lambda: namespaces.in_namespace_fds(
+                    [], lambda: shmemfiles.directories(proc, pids, known), _PROBE_SECONDS
+                ),
             )
         except OSError as error:
             self._miss("working directories", error)
@@ -939,114 +835,3 @@ class _Scan:
 def _has_memory(processes: Mapping[int, Process], pid: int) -> bool:
     process = processes.get(pid)
     return process is not None and process.has_mm and not process.kernel_thread
-
-
-def _inode_in(link: str) -> int | None:
-    """Of a namespace, from a link such as ``ipc:[4026531839]``."""
-    number = link.partition("[")[2].rstrip("]")
-    return int(number) if number.isdecimal() else None
-
-
-def _internal_kind(name: str) -> Kind:
-    """By the names the kernel gives (mm/memfd.c, ipc/shm.c, mm/shmem.c); drivers choose their own ("drm mm object")."""
-    if name.startswith("/memfd:"):
-        return "memfd"
-    if name.startswith("/SYSV"):
-        return "sysv"
-    return "sharedAnonymous" if name == "/dev/zero" else "kernelInternal"
-
-
-def _mount_id(fdinfo: bytes) -> bytes | None:
-    """None before Linux 3.15."""
-    at = fdinfo.find(b"\nmnt_id:")
-    return fdinfo[at + 8 : fdinfo.find(b"\n", at + 8)].strip() if at >= 0 else None
-
-
-def _fdinfo(data: bytes) -> dict[bytes, bytes]:
-    return {name: value.strip() for name, _, value in (line.partition(b":") for line in data.split(b"\n"))}
-
-
-def _unescape(name: bytes) -> str:
-    """maps writes only a newline as octal, so a backslash and three digits in a real name can't be told from it."""
-    return os.fsdecode(name.replace(b"\\012", b"\n"))
-
-
-# --- run on the live kernel only, by way of Host.observe: JSON values
-
-
-def _internal_mount() -> list[str]:
-    fd = os.memfd_create("nodemem")
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-            mount_id = _mount_id(file.read()) or b""
-        return [device_number(os.fstat(fd).st_dev), mount_id.decode("ascii")]
-    finally:
-        os.close(fd)
-
-
-def _read_tables(proc: str, wanted: Mapping[int, int]) -> dict[str, str | list[int]]:
-    """In a child: the segments of each IPC namespace as text, or the errno. Namespaces without a segment are left
-    out."""
-    tables: dict[str, str | list[int]] = {}
-    for inode, pid in wanted.items():
-        try:
-            fd = os.open(f"{proc}/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if os.fstat(fd).st_ino != inode:
-                    continue
-                syscalls.setns(fd)
-            finally:
-                os.close(fd)
-            with open(f"{proc}/sysvipc/shm", "rb") as file:
-                data = file.read()
-            if data.count(b"\n") > 1:
-                tables[str(inode)] = os.fsdecode(data)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        except OSError as error:
-            tables[str(inode)] = [error.errno or errno.EIO]
-    return tables
-
-
-def _usage_of(path: str) -> list[str | int]:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        return _usage_of_fd(fd)
-    finally:
-        os.close(fd)
-
-
-def _usage_of_fd(fd: int) -> list[str | int]:
-    magic = syscalls.fd_magic(fd)
-    vfs = os.fstatvfs(fd)
-    used = (vfs.f_blocks - vfs.f_bfree) * vfs.f_frsize
-    return [syscalls.fd_device(fd), magic, vfs.f_blocks * vfs.f_frsize, used, vfs.f_files, vfs.f_files - vfs.f_ffree]
-
-
-def _directories(proc: str, pids: Iterable[int], known: Collection[str]) -> dict[str, list[Any]]:
-    """In a child: of each tmpfs not ``known`` that somebody has as working directory: path, holders, usage."""
-    known = set(known)
-    found: dict[str, list[Any]] = {}
-    holders: dict[str, list[int]] = {}
-    for pid in pids:
-        path = f"{proc}/{pid}/cwd"
-        try:
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            device = syscalls.fd_device(fd)
-            if device in known:
-                continue
-            if device not in found:
-                _, magic, *usage = _usage_of_fd(fd)
-                if magic != syscalls.TMPFS_MAGIC:
-                    known.add(device)
-                    continue
-                found[device] = [path, holders.setdefault(device, []), *usage]
-            holders[device].append(pid)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-    return found
