@@ -139,6 +139,14 @@ def test_restart_of_the_api_server_is_survived(
         assert controller.process.poll() is None
 
 
+def test_told_to_end_at_any_moment_of_its_beginning_it_ends(cluster: ControlPlane) -> None:
+    for moment in range(12):
+        with Controller(cluster) as controller:
+            until(lambda made=controller: "health and metrics" in made.log(), "not begun", log=controller.log)
+            time.sleep(moment * 0.05)
+            assert controller.end() == 0, controller.log()
+
+
 def test_what_was_deleted_unseen_is_noticed(cluster: ControlPlane, web: str, node: Object) -> None:
     """The watch breaks, a policy goes from the store, and the new watch begins with 410 Gone: no DELETED event."""
     pods = pods_on(cluster, web, node, 1)

@@ -35,7 +35,7 @@ class Config:
     options: Options = field(default_factory=Options)
 
 
-async def run(config: Config, stop: asyncio.Event, on_watching: Callable[[], None] | None = None) -> int:
+async def run(config: Config, stop: asyncio.Event) -> int:
     """0 after ``stop``; 1 when a part failed. Raises OSError when the port is taken."""
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
     api = Api(config.kubeconfig, f"nodemem-controller/{__version__} ({identity})")
@@ -59,7 +59,7 @@ async def run(config: Config, stop: asyncio.Event, on_watching: Callable[[], Non
         asyncio.create_task(stop.wait(), name="stop"),
     ]
     try:
-        tasks.append(asyncio.create_task(_watch(api, reconciler, watching, on_watching), name="watch"))
+        tasks.append(asyncio.create_task(_watch(api, reconciler, watching), name="watch"))
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return 0 if stop.is_set() else 1
     finally:
@@ -71,9 +71,7 @@ async def run(config: Config, stop: asyncio.Event, on_watching: Callable[[], Non
             server.close()
 
 
-async def _watch(
-    api: Api, reconciler: Reconciler, watching: asyncio.Event, on_watching: Callable[[], None] | None
-) -> None:
+async def _watch(api: Api, reconciler: Reconciler, watching: asyncio.Event) -> None:
     """Wait until the definitions are there (kopf would pass over what isn't), then watch."""
     for path in PATHS.values():
         while True:
@@ -83,19 +81,7 @@ async def _watch(
             except ApiError as error:
                 _log.warning("waiting for %s: %s", path, error)
                 await asyncio.sleep(2)
-
-    async def begun() -> None:
-        await watching.wait()
-        # kopf says so a moment before it takes the signals.
-        await asyncio.sleep(0.2)
-        if on_watching is not None:
-            on_watching()
-
-    waiting = asyncio.create_task(begun(), name="begun")
-    try:
-        await watch.operate(api, reconciler, watching)
-    finally:
-        await _end([waiting])
+    await watch.operate(api, reconciler, watching)
 
 
 async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
@@ -107,22 +93,24 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
             _log.error("%s failed", task.get_name(), exc_info=outcome)
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Signals are taken once: kopf would take them over, be slow to end, and look like a part that failed."""
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: object) -> None:
+        pass
+
+    def take_signals(self, callback: Callable[[], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            super().add_signal_handler(number, callback)
+
+
 def serve(config: Config) -> int:
     """In an event loop of its own, until SIGTERM or SIGINT."""
-
-    async def main() -> int:
+    loop = _Loop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def take_signals() -> None:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, stop.set)
-
-        take_signals()
-        # kopf takes them too, and would be slow to end: take them back.
-        return await run(config, stop, take_signals)
-
-    return asyncio.run(main())
+        loop.take_signals(stop.set)
+        return runner.run(run(config, stop))
 
 
 def _figures(api: Api, elector: Elector, reconciler: Reconciler, started_at: float) -> Figures:
