@@ -242,6 +242,21 @@ class ControlPlane:
             path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
             self._until("kube-apiserver", lambda path=path: self.request("GET", path), 30)
 
+    def remove_definitions(self, *selection: str) -> None:
+        """Custom resource definitions, as ``kubectl delete`` selects them, until they are gone.
+
+        The API server can't list the objects of a definition that is new, and tries again: after a pause that doubles
+        with every such failure it ever had with a definition of this name, to minutes. A change makes it look at once.
+        """
+        named = self.kubectl("delete", *selection, "--wait=false", "--ignore-not-found", "-o", "name").split()
+        deadline = time.monotonic() + 60
+        while left := [each for each in named if self.kubectl("get", each, "--ignore-not-found")]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{', '.join(left)}: not gone after 60 s")
+            for each in left:
+                self.kubectl("annotate", each, f"touched={time.monotonic()}", "--overwrite", check=False)
+            time.sleep(0.2)
+
     def add_namespace(self, name: str, **labels: str) -> None:
         """With the service account that its pods get. The controller manager would make it, but after a restart of the
         API server it takes half a minute to notice anything."""
@@ -410,11 +425,17 @@ def _lock(directory: Path) -> IO[bytes]:
     return lock
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """Of those below what the kernel gives to whoever asks for any: one of these another may have been given meanwhile,
-    or a connection."""
+    or a connection. None twice: it may take a while until somebody listens there."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

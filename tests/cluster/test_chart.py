@@ -46,7 +46,7 @@ def installed() -> Iterator[ControlPlane]:
 
 
 def _without_definitions(cluster: ControlPlane) -> None:
-    cluster.kubectl("delete", "crd", "-l", f"app.kubernetes.io/instance={RELEASE}", "--ignore-not-found", "--wait")
+    cluster.remove_definitions("crd", "-l", f"app.kubernetes.io/instance={RELEASE}")
 
 
 def ours(cluster: ControlPlane) -> set[tuple[str, str]]:
@@ -270,9 +270,7 @@ def test_definitions_that_kubectl_brought_are_left_to_it_when_told_so(plain: Con
         helm.uninstall(RELEASE)
         assert "memoryreports.nodemem.io" in plain.kubectl("get", "crd", "-o", "name")
     finally:
-        plain.kubectl("delete", "-f", str(ROOT / "manifests" / "crds"), "--wait=false")
-        # A server without time tries again after longer and longer pauses.
-        until(lambda: "nodemem.io" not in plain.kubectl("get", "crd", "-o", "name") or None, "their end", 300)
+        plain.remove_definitions("-f", str(ROOT / "manifests" / "crds"))
 
 
 def test_a_typo_stops_an_installation_before_anything_is_made(plain: ControlPlane, helm: Config) -> None:
