@@ -248,7 +248,8 @@ class ControlPlane:
         The API server can't list the objects of a definition that is new, and tries again: after a pause that doubles
         with every such failure it ever had with a definition of this name, to minutes. A change makes it look at once.
         """
-        named = self.kubectl("delete", *selection, "--wait=false", "--ignore-not-found", "-o", "name").split()
+        said = self.kubectl("delete", *selection, "--wait=false", "--ignore-not-found", "-o", "name").split()
+        named = [each for each in said if each.startswith("customresourcedefinition")]  # or: No resources found
         deadline = time.monotonic() + 60
         while left := [each for each in named if self.kubectl("get", each, "--ignore-not-found")]:
             if time.monotonic() > deadline:
