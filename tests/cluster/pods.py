@@ -103,6 +103,7 @@ def test_the_reporters_pod_publishes_what_this_machine_and_its_containers_hold(
 
         # On a slow machine the first report may be older than the list of pods: names that come late are written soon.
         status = until(named, "a report with both pods", 90)
+        assert "nodemem_agent_pods 2" in box.get("/metrics", PORT)[1]
         assert status["memory"]["totalBytes"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         entry = next(each for each in status["tmpfs"] if each["device"] == held.device)
         assert entry["usedBytes"] == 96 * MIB

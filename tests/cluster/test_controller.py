@@ -206,6 +206,7 @@ def test_restarted_controller_writes_nothing_when_nothing_changed(
             until(lambda: reasons(cluster, web), "no event", log=controller.log)
             until(lambda: cluster.request("GET", path).get("status", {}).get("exposed") == 1, "no count")
             controller.until_looked_again()
+            controller.process.kill()
         made = len(writes(cluster))
         with Controller(cluster).until_synced() as controller:
             controller.until_looked_again()
