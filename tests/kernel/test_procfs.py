@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -131,6 +132,26 @@ def test_anonymous_shared_and_file_memory_of_known_size_is_found_by_kind() -> No
     assert last.rss_bytes == last.rss_anon_bytes + last.rss_file_bytes + last.rss_shmem_bytes
     assert last.page_tables_bytes - seen[0].page_tables_bytes >= 40 * MIB // 512
     assert last.virtual_bytes >= seen[0].virtual_bytes + 40 * MIB
+
+
+def test_a_hurried_look_leaves_out_the_start_alone() -> None:
+    children = [Child(lambda: _libc.prctl(15, b"renamed", 0, 0, 0)) for _ in range(120)]
+    try:
+        for each in children[::2]:
+            each.step()
+        children[1].end()  # gone
+        os.kill(children[3].pid, signal.SIGKILL)  # a zombie
+        waiting = {each.pid: b") S " for each in children[4:]} | {children[3].pid: b") Z "}
+        wait_for(lambda: all(state in Path(f"/proc/{pid}/stat").read_bytes() for pid, state in waiting.items()))
+        hurried, full = (ProcessTable(Host()).scan(hurried=hurry).processes for hurry in (True, False))
+        pids = {each.pid for each in children}
+        assert hurried.keys() & pids == full.keys() & pids == pids - {children[1].pid}
+        for pid in full.keys() & pids | {2}:
+            started = None if full[pid].has_mm else full[pid].start_time_ticks
+            assert hurried[pid] == replace(full[pid], start_time_ticks=started)
+    finally:
+        for each in children:
+            each.end()
 
 
 def test_memory_given_back_is_seen_by_the_next_scan() -> None:

@@ -876,6 +876,12 @@ def test_the_agent_that_looks_where_there_may_be_one_misses_no_exposure(
     assert [each.outlook for each in sparing] == [each.outlook for each in everything]
 
 
+def test_the_generation_is_known_where_hundreds_of_sandboxes_are_smaller_than_what_tells_it() -> None:
+    pauses = [(Task(70000 + at, "pause", 10, oom_score_adj=-998), f"{POD}/{PAUSE_ID}") for at in range(300)]
+    host = node_of_the_commit(accurate=True, more=pauses)
+    assert Collector(host, Thrift()).collect(full=False).probe.generation is Generation.ACCURATE
+
+
 def test_on_v2_the_order_of_joining_decides_and_not_that_of_starting() -> None:
     outlooks = {each.path: each for each in found_on(node_of_the_commit(v2=True)).outlooks}
     container, pod = outlooks[f"{POD}/{APP_ID}"], outlooks[POD]

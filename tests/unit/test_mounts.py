@@ -320,9 +320,9 @@ def test_quick_look_agrees_with_the_tree_or_leaves_it_to_it(lines: list[Any], tr
     rows, broken = parse_rows("".join(line(*fields) for fields in lines).encode(), Lines())
     assert not broken
     quick, tree = QuickLook(rows, trusted), MountTree(trusted)
-    for mount_id, parent_id, rest in rows:
+    for mount_id, parent_id, _, rest in rows:
         tree.add(int(mount_id), MountNode(int(parent_id), rest.path, rest.fstype))
-    for mount_id, _, _ in rows:
+    for mount_id, *_ in rows:
         assert quick.look(mount_id) in (None, tree.look(int(mount_id)))
 
 
@@ -343,11 +343,38 @@ def test_what_was_found_for_one_namespace_is_true_of_another_that_is_alike(data:
             assert looks == look_at_rows(parse_rows(each, Lines())[0], Lines(), False)
 
 
+names = st.binary(max_size=6).map(lambda name: name.replace(b"\0", b""))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(numbers, names, names, names, st.sampled_from(["", "shared:1 ", "shared:1 master:2 "]))))
+def test_rows_say_the_same_as_the_plain_parser(mounts: list[Any]) -> None:
+    data = b"".join(
+        b"%d 1 0:%d /%s /%s rw,nodev %s- tmpfs %s rw,size=%dk\n"
+        % (at, minor, escape(root), escape(path), optional.encode(), escape(source), minor)
+        for at, (minor, root, path, source, optional) in enumerate(mounts)
+    )
+    rows, broken = parse_rows(data, Lines())
+    assert not broken
+    found = [(int(mount_id), device.decode(), *(rest.words or ())) for mount_id, _, device, rest in rows]
+    assert found == [
+        (each.mount_id, each.device, each.fstype, each.source, each.super_options, each.path, each.root, each.options)
+        for each in parse_mountinfo(data)
+    ]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=400))
+def test_no_line_is_lost_among_rows(data: bytes) -> None:
+    rows, broken = parse_rows(data, Lines())
+    assert len(rows) + broken == len([piece for piece in data.split(b"\n") if piece])
+
+
 def test_quick_look_is_sure_of_what_containers_have() -> None:
     text = ROOT + line(2, 1, "/dev") + line(3, 2, "/dev/shm") + line(4, 3, "/dev/shm") + line(5, 1, "/n", "nfs4")
     rows, _ = parse_rows((text + line(6, 5, "/n/t")).encode(), Lines())
     quick = QuickLook(rows)
-    looks = {int(mount_id): quick.look(mount_id) for mount_id, _, _ in rows}
+    looks = {int(mount_id): quick.look(mount_id) for mount_id, *_ in rows}
     assert looks == {
         1: (False, None),
         2: (False, None),

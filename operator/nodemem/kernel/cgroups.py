@@ -200,7 +200,12 @@ class Hierarchy:
         return used
 
     def _limit(self, place: str) -> int | None:
-        limit = self._number(place, self._limit_name)
+        limit: int | None
+        try:
+            data = self.host.read_small(f"{place}/{self._limit_name}")
+            limit = None if data == b"max\n" else int(data)
+        except (OSError, ValueError):
+            limit = self._number(place, self._limit_name)
         return _v1_limit(limit) if self.memory_version == "v1" else limit
 
     def scan(

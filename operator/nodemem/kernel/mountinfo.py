@@ -2,9 +2,10 @@
 
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from sys import intern
 from typing import Any, NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -19,7 +20,7 @@ LOCAL = frozenset(
 )
 
 
-_MOST_DIGITS = 42  # of two ids of 64 bits, with their spaces
+_MOST_DIGITS = 40  # of two ids of 64 bits
 
 
 class Mount(NamedTuple):
@@ -69,14 +70,18 @@ def parse_mountinfo(data: bytes, broken: list[bytes] | None = None) -> Iterator[
         )
 
 
+def _is_device(text: bytes) -> bool:
+    major, _, minor = text.partition(b":")
+    return major.isdigit() and minor.isdigit()
+
+
 def split_line(line: bytes) -> tuple[list[bytes], list[bytes]] | None:
     before, _, after = line.partition(b" - ")
     head = before.split(b" ")
     tail = after.split(b" ")
     if len(head) < 6 or len(tail) < 2:
         return None
-    major, _, minor = head[2].partition(b":")
-    if not (head[0].isdigit() and head[1].isdigit() and major.isdigit() and minor.isdigit()):
+    if not (head[0].isdigit() and head[1].isdigit() and _is_device(head[2])):
         return None
     if len(head[0]) > 20 or len(head[1]) > 20:
         return None
@@ -84,9 +89,8 @@ def split_line(line: bytes) -> tuple[list[bytes], list[bytes]] | None:
 
 
 class Words(NamedTuple):
-    """What a line of mountinfo says but its ids, as strings."""
+    """What a line of mountinfo says but its ids and its device, as strings."""
 
-    device: str
     fstype: str
     source: str
     super_options: str
@@ -95,9 +99,12 @@ class Words(NamedTuple):
     options: str
 
 
+_new_words: Callable[[Iterable[str]], Words] = partial(tuple.__new__, Words)
+
+
 @dataclass(slots=True)
 class Line:
-    """A line of mountinfo without its two ids: alike in many namespaces, and read once for all of them.
+    """A line of mountinfo from the root on: alike in many namespaces, and read once for all of them.
 
     ``path`` is still escaped. ``words``: of the filesystems in memory only. ``spot``: the same number for lines that
     look-ups treat alike.
@@ -106,11 +113,11 @@ class Line:
     path: bytes
     fstype: bytes
     words: Words | None
-    spot: int = -1
+    spot: int
 
 
-Row = tuple[bytes, bytes, Line]
-"""Mount id, parent id, and the rest of the line."""
+Row = tuple[bytes, bytes, bytes, Line]
+"""Mount id, parent id, device, and the rest of the line."""
 
 
 Looks = Sequence[tuple[int, bool, str | None]]
@@ -118,9 +125,10 @@ Looks = Sequence[tuple[int, bool, str | None]]
 
 
 class Lines(dict[bytes, Line | None]):
-    """What was read of each line without its ids; None: not in the format.
+    """What was read of each line from the root on; None: not in the format.
 
-    ``looks``: where look-ups end among mounts at the same spots, each on the same other one. Many containers are alike.
+    Containers are alike: each has devices of its own at the same places. ``looks``: where look-ups end among mounts at
+    the same spots, each on the same other one.
     """
 
     def __init__(self) -> None:
@@ -128,11 +136,31 @@ class Lines(dict[bytes, Line | None]):
         self._spots: dict[tuple[bytes, bytes, bool], int] = {}
 
     def __missing__(self, rest: bytes) -> Line | None:
-        line = self[rest] = _parse_line(b"0 0 " + rest)
-        if line is not None:
-            spots = self._spots
-            line.spot = spots.setdefault((line.path, line.fstype, line.words is None), len(spots))
+        self[rest] = line = self._parse(rest)
         return line
+
+    def _parse(self, rest: bytes) -> Line | None:
+        head, _, tail = rest.partition(b" - ")
+        fields = head.split(b" ", 3)
+        fstype, space, _ = tail.partition(b" ")
+        if len(fields) < 3 or not space:
+            return None
+        root, path = fields[:2]
+        in_memory = fstype in MEMORY_FILESYSTEMS or (fstype == b"nsfs" and root.startswith(b"mnt:["))
+        words = _words(rest) if in_memory else None
+        spots = self._spots
+        return Line(path, fstype, words, spots.setdefault((path, fstype, in_memory), len(spots)))
+
+
+def _words(rest: bytes) -> Words:
+    head, _, tail = os.fsdecode(rest).partition(" - ")
+    root, path, options = head.split(" ", 3)[:3]
+    fstype, _, tail = tail.partition(" ")
+    source, _, super_options = tail.partition(" ")
+    if b"\\" in rest:
+        root, path, source = (unescape(os.fsencode(each)) for each in (root, path, source))
+    # Interned, since there are hundreds from scan to scan with the same few strings.
+    return _new_words(map(intern, (fstype, source, super_options, path, root, options)))
 
 
 def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
@@ -144,13 +172,19 @@ def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
     broken = 0
     for text in data.split(b"\n"):
         try:
-            mount_id, parent_id, rest = text.split(b" ", 2)
+            mount_id, parent_id, device, rest = text.split(b" ", 3)
         except ValueError:
             broken += bool(text)
             continue
         line = lines[rest]
-        if line is not None and mount_id.isdigit() and parent_id.isdigit() and len(text) - len(rest) <= _MOST_DIGITS:
-            rows.append((mount_id, parent_id, line))
+        if (
+            line is not None
+            and mount_id.isdigit()
+            and parent_id.isdigit()
+            and len(mount_id) + len(parent_id) <= _MOST_DIGITS
+            and (line.words is None or _is_device(device))
+        ):
+            rows.append((mount_id, parent_id, device, line))
         else:
             broken += 1
     return rows, broken
@@ -159,7 +193,7 @@ def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
 def look_at_rows(rows: Sequence[Row], lines: Lines, trusted_root: bool) -> Looks:
     """Where look-ups end, for the rows that have ``words``; found once for namespaces that are alike in it."""
     number = {row[0]: at for at, row in enumerate(rows)}
-    shape = (trusted_root, *[line.spot for _, _, line in rows], *[number.get(parent_id) for _, parent_id, _ in rows])
+    shape = (trusted_root, *[row[3].spot for row in rows], *[number.get(row[1]) for row in rows])
     looks = lines.looks.get(shape)
     if looks is None or len(number) != len(rows):
         looks = lines.looks[shape] = _look(rows, trusted_root)
@@ -170,7 +204,7 @@ def _look(rows: Sequence[Row], trusted_root: bool) -> Looks:
     looks: list[tuple[int, bool, str | None]] = []
     quick = QuickLook(rows, trusted_root)
     tree: MountTree | None = None
-    for at, (mount_id, _, line) in enumerate(rows):
+    for at, (mount_id, _, _, line) in enumerate(rows):
         if line.words is None:
             continue
         seen = quick.look(mount_id)
@@ -183,29 +217,9 @@ def _look(rows: Sequence[Row], trusted_root: bool) -> Looks:
 
 def _tree(rows: Sequence[Row], trusted_root: bool) -> "MountTree":
     tree = MountTree(trusted_root)
-    for mount_id, parent_id, line in rows:
+    for mount_id, parent_id, _, line in rows:
         tree.add(int(mount_id), MountNode(int(parent_id), line.path, line.fstype))
     return tree
-
-
-_ESCAPED = (2, 4, 5)
-"""Of ``Words``: source, path and root."""
-
-
-def _parse_line(text: bytes) -> Line | None:
-    fields = split_line(text)
-    if fields is None:
-        return None
-    head, tail = fields
-    words = None
-    if tail[0] in MEMORY_FILESYSTEMS or (tail[0] == b"nsfs" and head[3].startswith(b"mnt:[")):
-        parts = (head[2], tail[0], tail[1], b" ".join(tail[2:]), head[4], head[3], head[5])
-        if b"\\" in text:
-            strings = [unescape(parts[at]) if at in _ESCAPED else os.fsdecode(parts[at]) for at in range(len(parts))]
-        else:  # all of them at once: nothing has a line feed
-            strings = os.fsdecode(b"\n".join(parts)).split("\n")
-        words = Words(*map(sys.intern, strings))  # hundreds of namespaces share the same few strings
-    return Line(head[4], tail[0], words)
 
 
 class MountNode(NamedTuple):
@@ -343,12 +357,12 @@ class QuickLook:
         self._rows = {row[0]: row for row in rows}
         self._torn = len(self._rows) != len(rows)
         self._trusted_root = trusted_root
-        self._at = {line.path: mount_id for mount_id, _, line in rows}
+        self._at = {line.path: mount_id for mount_id, _, _, line in rows}
         self._known: dict[bytes, tuple[str | None] | None] = {}
         if len(self._at) == len(rows):
             return
         stacks: dict[bytes, set[bytes]] = {}
-        for mount_id, _, line in rows:
+        for mount_id, _, _, line in rows:
             if self._at[line.path] != mount_id:
                 stacks.setdefault(line.path, {self._at[line.path]}).add(mount_id)
         for path, stack in stacks.items():
@@ -362,7 +376,7 @@ class QuickLook:
 
     def look(self, mount_id: bytes) -> tuple[bool, str | None] | None:
         """(hidden, what on the way may hang); None: ask a ``MountTree``."""
-        path = self._rows[mount_id][2].path
+        path = self._rows[mount_id][3].path
         if self._torn or path.count(b"/") > _DEEP:
             return None
         way = self._way(mount_id)
@@ -376,7 +390,7 @@ class QuickLook:
         return self._known[mount_id]
 
     def _find_way(self, mount_id: bytes) -> tuple[str | None] | None:
-        _, parent_id, line = self._rows[mount_id]
+        _, parent_id, _, line = self._rows[mount_id]
         path, at = line.path, self._at
         if at[path] == _UNSURE:
             return None
@@ -385,7 +399,7 @@ class QuickLook:
             return (None,) if parent is None or parent_id == mount_id else None
         if parent is None:
             return None
-        if parent[2].path != path:
+        if parent[3].path != path:
             above = path
             while True:
                 above = above[: above.rfind(b"/")] or b"/"
@@ -396,8 +410,8 @@ class QuickLook:
             if at[above] != parent_id:
                 return None
         way = self._way(parent_id)
-        if way is None or way[0] is not None or parent[2].fstype in LOCAL:
+        if way is None or way[0] is not None or parent[3].fstype in LOCAL:
             return way
-        if self._trusted_root and parent[2].path == b"/":
+        if self._trusted_root and parent[3].path == b"/":
             return way
-        return (f"{unescape(parent[2].fstype)} at {unescape(parent[2].path)}",)
+        return (f"{unescape(parent[3].fstype)} at {unescape(parent[3].path)}",)

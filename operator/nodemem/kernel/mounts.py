@@ -109,7 +109,7 @@ class _View:
     """What one namespace's mountinfo says, kept as long as its text stays the same. ``turn``: of the rotation."""
 
     key: tuple[int, int]
-    entries: list[tuple[Words, MountPoint]]
+    entries: list[tuple[str, Words, MountPoint]]
     kept: list[tuple[int, MountPoint]]
     broken: int
     root_pid: int | None = None
@@ -120,17 +120,18 @@ class _View:
 
 def _parse_view(namespace: int, data: bytes, key: tuple[int, int], trusted_root: bool, lines: Lines) -> _View:
     rows, broken = parse_rows(data, lines)
-    view = _View(key, [], [], broken)
+    entries: list[tuple[str, Words, MountPoint]] = []
+    kept: list[tuple[int, MountPoint]] = []
     for at, hidden, behind in look_at_rows(rows, lines, trusted_root):
-        mount_id, _, line = rows[at]
+        mount_id, _, device, line = rows[at]
         words = line.words
         assert words is not None
         point = _mount_point((namespace, words.path, words.root, int(mount_id), words.options, hidden, behind))
         if words.fstype != "nsfs":
-            view.entries.append((words, point))
+            entries.append((device.decode("ascii"), words, point))
         elif (inode := words.root[5:-1]).isdigit():
-            view.kept.append((int(inode), point))
-    return view
+            kept.append((int(inode), point))
+    return _View(key, entries, kept, broken)
 
 
 @dataclass(slots=True)
@@ -278,12 +279,10 @@ class MountTable:
         before = self._groups
         groups: dict[str, _Group] = {}
         for view in [*self._views.values(), *(view for view, _ in kept.values())]:
-            for words, point in view.entries:
-                group = groups.get(words.device)
+            for device, words, point in view.entries:
+                group = groups.get(device)
                 if group is None:
-                    group = groups[words.device] = _Group(
-                        words.device, words.fstype, words.source, words.super_options, []
-                    )
+                    group = groups[device] = _Group(device, words.fstype, words.source, words.super_options, [])
                 group.mounts.append(point)
         for device, group in groups.items():
             old = before.get(device)

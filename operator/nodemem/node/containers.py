@@ -22,7 +22,7 @@ SETTLING = 2
 
 FORGETTING = 30
 
-SPLIT_FIRST = 64
+SPLIT_FIRST = 16
 """So many of those that hold most are split in the first scan."""
 
 _MOVED_BYTES = 1 << 20
@@ -100,16 +100,18 @@ class ContainerTable:
             found = {container_id: (each.ref, each.path) for container_id, each in self._before.items()}
         else:
             found = self._walk()
-        pids: dict[str, list[int]] = {}
+        root = self._hierarchy.root
+        pids: dict[str, Iterable[int]] = {}
         for path, its in members.items():
-            ref = owners.parse_cgroup(path, self._hierarchy.root)
+            ref = owners.parse_cgroup(path, root)
             if isinstance(ref, ContainerRef):
-                if ref.container_id not in found:
-                    found[ref.container_id] = (ref, self._top(path, ref))
-                if ref.container_id in pids:
-                    pids[ref.container_id] = sorted([*pids[ref.container_id], *its])
+                container_id = ref.container_id
+                if container_id not in found:
+                    found[container_id] = (ref, self._top(path, ref))
+                if container_id in pids:
+                    pids[container_id] = sorted([*pids[container_id], *its])
                 else:
-                    pids[ref.container_id] = list(its)
+                    pids[container_id] = its
         before, self._before = self._before, {}
         known, self._known = self._known, {}
         pod_of, self._pod_of = self._pod_of, {}
@@ -125,9 +127,9 @@ class ContainerTable:
             if cgroup is not None:
                 self._before[container_id] = old
             place = path.rpartition("/")[0], ref.pod_uid  # the same for all containers of a pod
-            if place not in self._pod_of:
-                self._pod_of[place] = pod_of[place] if place in pod_of else pod_path(self._hierarchy, ref, path)
-            pod = self._pod_of[place]
+            if place in self._pod_of:
+                continue
+            pod = self._pod_of[place] = pod_of[place] if place in pod_of else pod_path(self._hierarchy, ref, path)
             if pod is not None and pod not in pods and (of_pod := self._look_at_pod(pod, known.get(pod))) is not None:
                 pods[pod] = of_pod
         if self._hurried:

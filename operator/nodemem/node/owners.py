@@ -7,7 +7,7 @@ inside of a pod runs is that pod's.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -29,7 +29,7 @@ class ContainerRef:
     qos: QosClass | None = None
 
     def __hash__(self) -> int:
-        """Of the id alone: sets of hundreds are made in each scan."""
+        """Of the id alone."""
         return hash(self.container_id)
 
 
@@ -99,7 +99,8 @@ _RUNTIMES = {
 _PARENTS = {"docker": "docker", "moby": "docker", "default": "containerd", "k8s.io": "containerd"}
 
 # Ids are hexadecimal: "kubepods-burstable-pod<uid>.slice" is 64 characters long too.
-_ID = re.compile(r"(?:(?P<prefix>[a-z][a-z0-9.-]*?)[-_])?(?P<id>[0-9a-f]{64})(?:\.scope)?")
+_ID = re.compile(r"([0-9a-f]{64})(?:\.scope)?")
+_PREFIXED_ID = re.compile(r"([a-z][a-z0-9.-]*)[-_]([0-9a-f]{64})(?:\.scope)?")
 _POD_SLICE = re.compile(r"(?:.+-)?kubepods(?:-(?P<qos>burstable|besteffort))?-pod(?P<uid>[^/:]+)\.slice")
 _QOS: dict[str | None, QosClass] = {None: "Guaranteed", "burstable": "Burstable", "besteffort": "BestEffort"}
 _UNIT = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
@@ -155,33 +156,33 @@ def is_sandbox(processes: Iterable[HasComm]) -> bool:
     return comms == ["pause"]
 
 
-def classify(superblock: Superblock, owners: Mapping[int, Collection[Owner]], host_namespace: int | None) -> TmpfsOwner:
+def classify(superblock: Superblock, owners: Mapping[int, Iterable[Owner]], host_namespace: int | None) -> TmpfsOwner:
     """Whose a tmpfs is. ``owners`` has for each mount namespace (inode) the owners of the processes in it.
 
     Mount points in the host's namespace decide first: only root on the node makes those. A path inside of a container
     is not believed, since the container can mount what it likes at a path that looks like the kubelet's.
     """
     containers = _containers(superblock.mounts, owners)
-    ids = _ids(containers)
+    ids = tuple(sorted(containers))
     on_host = [_live_path(mount) for mount in superblock.mounts if mount.namespace == host_namespace]
     for path in on_host:
         if (found := _ends_with(_POD_VOLUME, path)) is not None:
             kind = _VOLUME_KINDS.get(found["plugin"], "Other")
-            its_own = _ids(each for each in containers if each.pod_uid == found["uid"])
+            its_own = tuple(each for each in ids if containers[each].pod_uid == found["uid"])
             return TmpfsOwner(kind, path, found["uid"], found["volume"], found["plugin"], containers=its_own)
     for path in on_host:
         if (found := _ends_with(_SANDBOX_SHM, path)) is not None:
             sandbox = found["containerd"] or found["storage"] or found["docker"]
             pod = _pod_of_sandbox(sandbox, superblock.mounts, owners)
-            its_own = _ids(each for each in containers if pod is None or each.pod_uid == pod)
+            its_own = tuple(each for each in ids if pod is None or containers[each].pod_uid == pod)
             return TmpfsOwner("SharedMemory", path, pod, container_id=sandbox, containers=its_own)
     if on_host:
-        path = min(on_host, key=lambda path: (path.count("/"), path))
+        path = min(on_host, key=_depth)
         return TmpfsOwner("Host", path, unit=_unit_of_mount(path), containers=ids)
-    paths = sorted({_live_path(mount) for mount in superblock.mounts}, key=lambda path: (path.count("/"), path))
-    path_inside = "/dev/shm" if "/dev/shm" in paths else paths[0] if paths else None
+    paths = {_live_path(mount) for mount in superblock.mounts}
+    path_inside = "/dev/shm" if "/dev/shm" in paths else min(paths, key=_depth, default=None)
     if containers:
-        pods = {container.pod_uid for container in containers}
+        pods = {container.pod_uid for container in containers.values()}
         return TmpfsOwner(
             "SharedMemory" if path_inside == "/dev/shm" else "Other",
             path_inside,
@@ -252,14 +253,12 @@ def _in_pod(pod: PodRef, below: list[str]) -> ContainerRef | PodRef:
 
 
 def _container(segment: str, before: str) -> tuple[str, str | None] | None:
-    match = _ID.fullmatch(segment)
-    if match is None:
-        return None
-    prefix = match["prefix"]
-    if prefix is None:
-        return match["id"], _PARENTS.get(before)
+    if (match := _ID.fullmatch(segment)) is not None:
+        return match[1], _PARENTS.get(before)
     # A podman pod's slice and the monitors carry an id too.
-    return (match["id"], _RUNTIMES[prefix]) if prefix in _RUNTIMES else None
+    if (match := _PREFIXED_ID.fullmatch(segment)) is not None and match[1] in _RUNTIMES:
+        return match[2], _RUNTIMES[match[1]]
+    return None
 
 
 def _service(path: str, segments: list[str]) -> ServiceRef | None:
@@ -277,6 +276,10 @@ def _service(path: str, segments: list[str]) -> ServiceRef | None:
     return ServiceRef(path if path.startswith("/") else f"/{path}", user)
 
 
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path
+
+
 def _live_path(mount: MountPoint) -> str:
     return mount.path.removesuffix("//deleted")
 
@@ -289,20 +292,20 @@ def _ends_with(pattern: re.Pattern[str], path: str) -> re.Match[str] | None:
     return found if found is not None and found.end() == len(path) else None
 
 
-def _containers(mounts: Iterable[MountPoint], owners: Mapping[int, Collection[Owner]]) -> set[ContainerRef]:
-    namespaces = {mount.namespace for mount in mounts}
-    return {owner for namespace in namespaces for owner in owners.get(namespace, ()) if isinstance(owner, ContainerRef)}
+def _containers(mounts: Iterable[MountPoint], owners: Mapping[int, Iterable[Owner]]) -> dict[str, ContainerRef]:
+    """By id."""
+    return {
+        owner.container_id: owner
+        for namespace in {mount.namespace for mount in mounts}
+        for owner in owners.get(namespace, ())
+        if isinstance(owner, ContainerRef)
+    }
 
 
-def _ids(containers: Iterable[ContainerRef]) -> tuple[str, ...]:
-    return tuple(sorted({container.container_id for container in containers}))
-
-
-def _pod_of_sandbox(sandbox: str, mounts: Iterable[MountPoint], owners: Mapping[int, Collection[Owner]]) -> str | None:
+def _pod_of_sandbox(sandbox: str, mounts: Iterable[MountPoint], owners: Mapping[int, Iterable[Owner]]) -> str | None:
     # A node agent with the host's directories mounted has every pod's shm somewhere: only /dev/shm tells.
     users = _containers((mount for mount in mounts if _live_path(mount) == "/dev/shm"), owners)
-    own = {user.pod_uid for user in users if user.container_id == sandbox}
-    pods = own or {user.pod_uid for user in users}
+    pods = {user.pod_uid for user in ([users[sandbox]] if sandbox in users else users.values())}
     return pods.pop() if len(pods) == 1 else None
 
 

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from operator import attrgetter
 
 from nodemem.kernel import cgroups, meminfo, mountusage, oom, shmem, tmpfs
@@ -23,8 +24,11 @@ from nodemem.node.containers import Container as Container
 from nodemem.node.containers import ContainerTable
 from nodemem.node.owners import ContainerRef, KernelRef, Owner, TmpfsOwner
 
-PROBE_CANDIDATES = (50, 200)
-"""So many small processes are asked which generation the kernel is of, and so many where these can't tell."""
+PROBE_CANDIDATES = 16
+"""So many small processes that anybody may kill first are asked which generation the kernel is of; ..."""
+
+MORE_PROBE_CANDIDATES = 200
+"""... so many of all where these can't tell."""
 
 INSPECT_AT_LEAST_BYTES = 1 << 20
 """A tmpfs that holds less is not searched for its largest files."""
@@ -168,7 +172,7 @@ class Collector:
         self._beside_tmpfs: int | None = None
         self._containers = ContainerTable(self._hierarchy, thrifty=thrift is not None)
         self._owners: _OwnerOf = {}
-        self._owners_of: dict[int, set[Owner]] = {}  # by mount namespace
+        self._owners_of: dict[int, tuple[Owner, ...]] = {}  # by mount namespace
         self._owned: tuple[dict[int, set[str | None]], dict[str, tuple[list[MountPoint], TmpfsOwner]]] = ({}, {})
 
     def collect(
@@ -415,8 +419,9 @@ class Collector:
             living.sort(key=attrgetter("rss_bytes"))
             init = 1 if any(each.kernel_thread for each in scan.processes.values()) else None
             totalpages = oom.global_totalpages(total.total_bytes, total.swap_total_bytes, self._host.page_size)
-            for few in PROBE_CANDIDATES:
-                tasks = [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in living[:few]]
+            plain = (each for each in living if (each.oom_score_adj or 0) >= 0)
+            for candidates in (islice(plain, PROBE_CANDIDATES), living[:MORE_PROBE_CANDIDATES]):
+                tasks = [oom.Task.from_process(each, self._host.page_size, init_pid=init) for each in candidates]
                 self._probe = probe = oom.probe(self._host, tasks, totalpages)
                 if probe.generation is not oom.Generation.UNKNOWN:
                     break
@@ -476,9 +481,9 @@ class Collector:
         self._owned = (cgroups, now)
         return {device: owner for device, (_, owner) in now.items()}
 
-    def _owners_in(self, cgroups: Iterable[str | None]) -> set[Owner]:
-        found = (self._owners[shown][1] for shown in cgroups if shown is not None)
-        return {owner for owner in found if owner is not None}
+    def _owners_in(self, cgroups: Iterable[str | None]) -> tuple[Owner, ...]:
+        found = [self._owners[shown][1] for shown in cgroups if shown is not None]
+        return tuple([owner for owner in found if owner is not None])
 
     def _host_namespace(self, scan: ProcessScan) -> int | None:
         """The mount namespace of init; of this process, where init's can't be read."""
