@@ -201,21 +201,30 @@ def counts(item: Object) -> dict[str, int]:
 def told(cluster: ControlPlane, names: Iterable[str]) -> list[tuple[str, str]]:
     """Of these nodes' reports, in the order in which the API server received them: "told" where the controller wrote
     the spec, "answer" where the agent wrote the status."""
+    return [(what, name) for what, name, code in _writes(cluster, names) if code < 300]
+
+
+def cut_off(cluster: ControlPlane, names: Iterable[str]) -> set[str]:
+    """Nodes whose spec was written by a controller that died before the answer: for the API server that is an error
+    (504, context canceled), whether or not the write had reached etcd by then."""
+    return {name for what, name, code in _writes(cluster, names) if what == "told" and code == 504}
+
+
+def _writes(cluster: ControlPlane, names: Iterable[str]) -> list[tuple[str, str, int]]:
     wanted = set(names)
-    found: list[tuple[str, str, str]] = []
+    found: list[tuple[str, str, str, int]] = []
     for each in cluster.writes():
         uri, _, query = each["requestURI"].partition("?")
-        if not uri.startswith(f"{REPORTS}/") or each["responseStatus"]["code"] >= 300:
-            continue
         name, _, subresource = uri.removeprefix(f"{REPORTS}/").partition("/")
-        if name not in wanted:
+        if not uri.startswith(f"{REPORTS}/") or name not in wanted:
             continue
+        received, code = each["requestReceivedTimestamp"], each["responseStatus"]["code"]
         manager = dict(part.partition("=")[::2] for part in query.split("&")).get("fieldManager")
         if manager == MANAGER and not subresource:
-            found.append((each["requestReceivedTimestamp"], "told", name))
+            found.append((received, "told", name, code))
         elif manager == AGENT and subresource:
-            found.append((each["requestReceivedTimestamp"], "answer", name))
-    return [(what, name) for _, what, name in sorted(found)]
+            found.append((received, "answer", name, code))
+    return [(what, name, code) for _, what, name, code in sorted(found)]
 
 
 def most_at_once(cluster: ControlPlane, names: Iterable[str]) -> int:
