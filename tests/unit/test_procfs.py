@@ -12,19 +12,15 @@ from hypothesis import strategies as st
 
 from nodemem.kernel.capture import ReplayHost
 from nodemem.kernel.host import Host, Unreadable
-from nodemem.kernel.procfs import (
-    ROTATION,
-    SETTLING,
+from nodemem.kernel.processfiles import (
     MalformedError,
-    Process,
-    ProcessScan,
-    ProcessTable,
     Status,
     StatusParser,
     parse_cgroup,
     parse_stat,
     parse_status,
 )
+from nodemem.kernel.procfs import ROTATION, SETTLING, Process, ProcessScan, ProcessTable
 
 KIB = 1024
 

@@ -200,12 +200,7 @@ class Hierarchy:
         return used
 
     def _limit(self, place: str) -> int | None:
-        limit: int | None
-        try:
-            data = self.host.read_small(f"{place}/{self._limit_name}")
-            limit = None if data == b"max\n" else int(data)
-        except (OSError, ValueError):
-            limit = self._number(place, self._limit_name)
+        limit = self._number(place, self._limit_name)
         return _v1_limit(limit) if self.memory_version == "v1" else limit
 
     def scan(

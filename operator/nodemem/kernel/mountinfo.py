@@ -166,6 +166,7 @@ def _words(rest: bytes) -> Words:
 def parse_rows(data: bytes, lines: Lines) -> tuple[list[Row], int]:
     """The same as ``parse_mountinfo`` with nothing converted, and the number of broken lines.
 
+    The device is looked at only in lines that have ``words``: nobody uses the others'.
     ``lines`` spares the parsing of what another namespace had: give the same one for all of them.
     """
     rows: list[Row] = []

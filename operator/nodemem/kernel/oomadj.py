@@ -20,7 +20,7 @@ from types import TracebackType
 
 from nodemem.kernel.cgroups import Hierarchy
 from nodemem.kernel.host import Host
-from nodemem.kernel.procfs import MalformedError, parse_stat
+from nodemem.kernel.processfiles import MalformedError, parse_stat
 
 _PF_KTHREAD = 0x00200000
 _GONE = (errno.ENOENT, errno.ESRCH)

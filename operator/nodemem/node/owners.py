@@ -28,10 +28,6 @@ class ContainerRef:
     pod_uid: str | None = None
     qos: QosClass | None = None
 
-    def __hash__(self) -> int:
-        """Of the id alone."""
-        return hash(self.container_id)
-
 
 @dataclass(frozen=True, slots=True)
 class PodRef:
